@@ -18,9 +18,9 @@ import stat
 import sys
 from collections.abc import Iterable, Sequence
 
-from isobox.rootfs.layers import Directory, Layer, Link, Rootfs, Tree, components
-from isobox.rootfs.mountinfo import PSEUDO, Mountpoint, mount_table
-from isobox.rootfs.python_in_use import Homes, Trace, trace
+from .layers import Directory, Layer, Link, Rootfs, Tree, components
+from .mountinfo import PSEUDO, Mountpoint, mount_table
+from .python_in_use import Homes, Trace, trace
 
 __all__ = ["HIDDEN", "SKELETON", "SPECIAL", "host_image"]
 
@@ -179,7 +179,7 @@ class _Builder:
         return [h for h in (*self.hidden, *SPECIAL) if h != path and within(h, path)]
 
     def add_tree(self, path: str) -> None:
-        """A tree that shows the host's `path` at the same place."""
+        """Show the host's `path` at the same place, by a tree of its own."""
         try:
             status = os.stat(path)
         except OSError:
@@ -263,7 +263,7 @@ class _Builder:
                     self.links[link.path] = link
 
     def _add_parents(self, path: str) -> None:
-        """The directories above a place under a hidden one; anybody inside may pass them."""
+        """Make the directories above a place under a hidden one; anybody inside may pass them."""
         parent = os.path.dirname(path)
         while self._is_hidden(parent) and parent not in self.links:
             old = self.skeleton.get(parent)
@@ -306,7 +306,7 @@ def _relative(path: str, parent: str) -> str:
 
 
 def host_image(*, root: bool, state_dir: str, python_paths: Sequence[str]) -> Rootfs:
-    """The host image of this machine, as it is now; the caller keeps it as long as it likes.
+    """Describe this machine's host image as it is now; the caller keeps it as long as it likes.
 
     `root`: whether the container is made with the host's root privileges. `state_dir`: where isobox
     keeps its state; hidden too. `python_paths`: what `python_paths()` gives, or a part of it.

@@ -73,7 +73,7 @@ Step = Tree | Directory | Link
 
 
 def components(path: str) -> tuple[str, ...]:
-    """The names of an absolute path; sorting by them puts every parent before its children.
+    """Split an absolute path into names; sorting by them puts every parent before its children.
 
     >>> components("/var/tmp"), components("/")
     (('var', 'tmp'), ())
@@ -81,7 +81,10 @@ def components(path: str) -> tuple[str, ...]:
     return tuple(name for name in path.split("/") if name)
 
 
-_RANK: dict[type, int] = {Directory: 0, Link: 1, Tree: 2}
+def _order(step: Step) -> tuple[tuple[str, ...], bool]:
+    if isinstance(step, Tree):
+        return components(step.target), True
+    return components(step.path), False
 
 
 @frozen
@@ -107,13 +110,5 @@ class Rootfs:
         At one path, a directory comes before the tree that is mounted on it; what lies inside a
         tree comes after it, and so lands in it.
         """
-        parts: list[tuple[tuple[str, ...], int, Step]] = []
-        for tree in self.trees:
-            parts.append((components(tree.target), _RANK[Tree], tree))
-        for directory in self.skeleton:
-            parts.append((components(directory.path), _RANK[Directory], directory))
-        for link in self.links:
-            parts.append((components(link.path), _RANK[Link], link))
-        parts.sort(key=lambda part: part[:2])
-        for _path, _rank, step in parts:
-            yield step
+        parts: list[Step] = [*self.skeleton, *self.links, *self.trees]
+        yield from sorted(parts, key=_order)

@@ -58,9 +58,9 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 def parse(text: bytes) -> Iterator[Mountpoint]:
-    """The mounts in the text of a mountinfo file; a line of another shape is left out.
+    r"""Read the text of a mountinfo file; a line of another shape is left out.
 
-    >>> list(parse(rb"28 27 0:25 / /a\\040b ro,nosuid - tmpfs none ro"))
+    >>> list(parse(rb"28 27 0:25 / /a\040b ro,nosuid - tmpfs none ro"))
     [Mountpoint(number=28, path='/a b', fstype='tmpfs')]
     """
     for line in text.splitlines():
@@ -91,7 +91,7 @@ def _reachable(mount: Mountpoint) -> bool:
 
 
 def mount_table() -> list[Mountpoint]:
-    """What is mounted in this process's mount namespace and not covered by another mount."""
+    """List what is mounted in this process's mount namespace and not covered by another mount."""
     with open("/proc/self/mountinfo", "rb") as file:
         text = file.read()
     return [mount for mount in parse(text) if mount.fstype == "autofs" or _reachable(mount)]

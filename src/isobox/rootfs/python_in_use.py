@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from isobox.rootfs.layers import Link
+from .layers import Link
 
 _MOST_LINKS = 40  # the kernel's own bound
 
