@@ -3,6 +3,7 @@
 Each raises `SpecError` with the option's name and what would be right. No I/O.
 """
 
+# ruff: noqa: D103  -- each is named for the option that it checks
 from __future__ import annotations
 
 import codecs

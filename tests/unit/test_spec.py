@@ -123,7 +123,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("memory", "9999999999T", "memory"),
     ("memory", 2**63, "memory"),
     ("memory", "1" * 5000, "memory"),
-    ("memory", "١M", "memory"),
+    ("memory", "\u0661M", "memory"),
     ("swap", "1M", "swap"),  # without memory
     ("swap", -1, "swap"),
     ("swap", None, "swap"),

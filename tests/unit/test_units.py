@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -98,7 +99,7 @@ def test_cpusets_round_trip(cpus: frozenset[int]) -> None:
     assert parse_cpuset(text) == cpus
     assert parse_cpuset(cpus) == cpus
     ranges = [part.split("-") for part in text.split(",")]
-    for before, after in zip(ranges, ranges[1:], strict=False):
+    for before, after in itertools.pairwise(ranges):
         assert int(before[-1]) + 1 < int(after[0]), "neighbours are one range"
 
 

@@ -1,0 +1,61 @@
+# The commands of the README. Everything that they need is put into .venv here, and nowhere else.
+#   make demo       see it work          make test   all tests, as root and as an ordinary user
+#   make lint       style, types, layers make bench  measure against the kernel's floor and other engines
+#   make sanitize   the tests with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make venv       only the environment make clean  remove what was built
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python
+NATIVE := $(wildcard src/isobox/_native/*.c src/isobox/_native/*.h) src/isobox/_native/build.py
+# Its name holds the place and the Python, so that a copy of this folder makes its own environment.
+STAMP := .venv/stamp-$(shell printf '%s' "$(CURDIR) $(PYTHON)" | cksum | cut -d' ' -f1)
+TESTS ?= tests
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint bench sanitize venv clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py $(NATIVE)
+	@sh tests/prerequisites.sh build "$(PYTHON)"
+	@echo "Building isobox in .venv (about a minute the first time) ..."
+	@test -f $(STAMP) || { rm -rf .venv && "$(PYTHON)" -m venv .venv; }
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: venv
+	@$(RUN) examples/quickstart.py
+
+test: venv
+	@sh tests/prerequisites.sh test "$(PYTHON)"
+	$(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+	@if [ "$$(id -u)" = 0 ]; then sh tests/as_user.sh $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS); fi
+
+lint: venv
+	@sh tests/prerequisites.sh lint "$(PYTHON)"
+	$(BIN)/python -m ruff check --cache-dir .cache/ruff .
+	$(BIN)/python -m ruff format --cache-dir .cache/ruff --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -c 'from importlinter.cli import lint_imports_command as main; main()' --cache-dir .cache/layers
+	$(BIN)/python -m towncrier build --draft --version next >/dev/null
+	@if command -v aarch64-linux-gnu-gcc >/dev/null; then \
+	    set -x; $(RUN) setup.py -q build_init --cc=aarch64-linux-gnu-gcc --output=.cache/isobox-init.aarch64; \
+	else echo "isobox-init for aarch64 was not compiled: no aarch64-linux-gnu-gcc here"; fi
+
+bench: venv
+	@$(RUN) -m bench $(BENCH_ARGS)
+
+# A second build in .cache/sanitize; the interpreter is not built so, hence the preloading.
+sanitize: venv
+	@sh tests/prerequisites.sh test "$(PYTHON)"
+	ISOBOX_SANITIZE=1 $(RUN) setup.py -q build --build-base .cache/sanitize --build-lib .cache/sanitize/lib
+	PYTHONPATH=.cache/sanitize/lib \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	ISOBOX_SANITIZED=1 $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+
+clean:
+	rm -rf .venv .cache build dist src/*.egg-info src/isobox/_native/isobox-init src/isobox/_native/*.so
+	rm -f src/isobox/_native/_isobox.c src/isobox/_native/*.o
+	rm -rf bench/build

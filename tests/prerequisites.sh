@@ -1,0 +1,70 @@
+#!/bin/sh
+# usage: prerequisites.sh build|test|lint PYTHON
+# Says which of Debian's packages are missing, and installs them where that is not a surprise:
+# as root in CI, or as root on a Debian where the README's promise is that make does everything.
+set -eu
+what=$1
+python=${2:-python3}
+missing=
+optional=
+
+need() { missing="$missing $1"; }
+
+if ! command -v "$python" >/dev/null 2>&1; then
+    echo "isobox needs Python 3.11 or newer, and there is no $python here (make PYTHON=... names another)" >&2
+    exit 1
+fi
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "isobox needs Python 3.11 or newer; $python is $("$python" -V 2>&1). make PYTHON=... names another" >&2
+    exit 1
+fi
+
+case $what in
+build)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
+    "$python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || need python3-dev
+    command -v "${CC:-gcc}" >/dev/null 2>&1 || need gcc
+    # A gcc without the C library headers compiles nothing.
+    [ -e /usr/include/stdio.h ] || need libc6-dev
+    ;;
+test)
+    command -v newuidmap >/dev/null 2>&1 || need uidmap
+    command -v useradd >/dev/null 2>&1 || need passwd
+    command -v busybox >/dev/null 2>&1 || need busybox-static
+    ;;
+lint)
+    if [ "${CI:-}" = true ]; then
+        command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || optional="gcc-aarch64-linux-gnu"
+    fi
+    ;;
+*)
+    echo "prerequisites.sh: no such set: $what" >&2
+    exit 2
+    ;;
+esac
+
+[ -n "$missing$optional" ] || exit 0
+install="apt-get install --no-install-recommends$missing${optional:+ $optional}"
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing what is missing: $install"
+    # shellcheck disable=SC2086  # a list of packages
+    if (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+        --no-install-recommends $missing $optional) >/tmp/isobox-apt.$$ 2>&1; then
+        rm -f /tmp/isobox-apt.$$
+        exit 0
+    fi
+    cat /tmp/isobox-apt.$$ >&2
+    rm -f /tmp/isobox-apt.$$
+fi
+[ -n "$missing" ] || exit 0
+case $what in
+build)
+    echo "To build isobox, this is missing. On Debian or Ubuntu, as root: $install" >&2
+    exit 1
+    ;;
+*)
+    echo "Some tests will be skipped. On Debian or Ubuntu, as root: $install" >&2
+    ;;
+esac
