@@ -1,0 +1,247 @@
+"""Builds BPF with libseccomp, which is loaded only when a profile really has to be compiled.
+
+The library is opened at run time (cffi, ABI mode), so installing isobox needs neither its headers
+nor it. Loading it and parsing the declarations costs some 30 ms: `isobox.security.seccomp` keeps
+the results so that this is paid once per profile and machine, not per process.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from typing import Any
+
+from attrs import define, field
+
+from isobox.errors import SpecError, UnsupportedError
+from isobox.security.profile import ALLOW, ERRNO, KILL_PROCESS, LOG, TRACE, Comparison, Profile, Rule
+
+_DECLARATIONS = """
+typedef void *scmp_filter_ctx;
+struct scmp_arg_cmp { unsigned int arg; int op; uint64_t datum_a; uint64_t datum_b; };
+scmp_filter_ctx seccomp_init(uint32_t def_action);
+void seccomp_release(scmp_filter_ctx ctx);
+uint32_t seccomp_arch_native(void);
+uint32_t seccomp_arch_resolve_name(const char *arch_name);
+int seccomp_arch_add(scmp_filter_ctx ctx, uint32_t arch_token);
+int seccomp_attr_set(scmp_filter_ctx ctx, int attr, uint32_t value);
+int seccomp_syscall_resolve_name(const char *name);
+int seccomp_rule_add_array(scmp_filter_ctx ctx, uint32_t action, int syscall,
+                           unsigned int arg_cnt, const struct scmp_arg_cmp *arg_array);
+int seccomp_export_bpf(scmp_filter_ctx ctx, int fd);
+"""
+_ACT_BADARCH = 2
+_CTL_OPTIMIZE = 8
+_BINARY_TREE = 2
+
+# Calls newer than the libraries in use. Since Linux 5.1 a new call has the same number everywhere.
+_NEWER = {
+    "cachestat": 451,
+    "fchmodat2": 452,
+    "map_shadow_stack": 453,
+    "futex_wake": 454,
+    "futex_wait": 455,
+    "futex_requeue": 456,
+    "statmount": 457,
+    "listmount": 458,
+    "lsm_get_self_attr": 459,
+    "lsm_set_self_attr": 460,
+    "lsm_list_modules": 461,
+    "mseal": 462,
+    "setxattrat": 463,
+    "getxattrat": 464,
+    "listxattrat": 465,
+    "removexattrat": 466,
+    "open_tree_attr": 467,
+    "file_getattr": 468,
+    "file_setattr": 469,
+}
+_EEXIST = 17
+_ENOSYS = 38
+_X32_BIT = 0x40000000
+_MAX_INSTRUCTIONS = 4096
+
+_lock = threading.Lock()  # libseccomp keeps state of its own
+_loaded: tuple[Any, Any] | None = None
+
+
+def _library() -> tuple[Any, Any]:
+    global _loaded
+    if _loaded is None:
+        from cffi import FFI
+
+        ffi = FFI()
+        ffi.cdef(_DECLARATIONS)
+        try:
+            _loaded = ffi, ffi.dlopen("libseccomp.so.2")
+        except OSError as error:
+            raise UnsupportedError(
+                "seccomp",
+                f"the profile has to be compiled and libseccomp can't be loaded ({error})",
+                "apt-get install libseccomp2 (other distributions: libseccomp)",
+            ) from None
+    return _loaded
+
+
+def build(profile: Profile) -> bytes:
+    """The filter as an array of ``struct sock_filter``, 8 bytes each."""
+    with _lock:
+        ffi, lib = _library()
+        context = lib.seccomp_init(profile.default)
+        if context == ffi.NULL:
+            raise UnsupportedError("seccomp", "libseccomp refuses the default action", _UPGRADE)
+        try:
+            return _build(ffi, lib, context, profile)
+        finally:
+            lib.seccomp_release(context)
+
+
+_UPGRADE = "install libseccomp 2.5 or newer"
+
+
+def _build(ffi: Any, lib: Any, context: Any, profile: Profile) -> bytes:
+    # A call table that the profile doesn't open would go round every rule: end the process.
+    _checked(lib.seccomp_attr_set(context, _ACT_BADARCH, KILL_PROCESS), "the action for other architectures")
+    _checked(lib.seccomp_attr_set(context, _CTL_OPTIMIZE, _BINARY_TREE), "filters as trees")
+    for name in profile.foreign:
+        result = lib.seccomp_arch_add(context, lib.seccomp_arch_resolve_name(name.encode()))
+        if result != -_EEXIST:
+            _checked(result, f"the architecture {name}")
+    calls = _by_call(lib, profile)
+    for call in calls.values():
+        for action, comparisons in _settled(call):
+            if action != profile.default:  # libseccomp refuses what changes nothing
+                _add(ffi, lib, context, call, action, comparisons)
+    program = _export(lib, context)
+    if _needs_enosys(profile.default):
+        program = _newer_calls_are_missing(lib.seccomp_arch_native(), max((0, *calls))) + program
+    if len(program) // 8 > _MAX_INSTRUCTIONS:
+        raise SpecError(
+            "seccomp", f"{len(program) // 8} instructions", f"a profile of at most {_MAX_INSTRUCTIONS}"
+        )
+    return program
+
+
+@define
+class _Call:
+    name: str
+    number: int
+    always: int | None = None
+    """The strictest action that some rule asks for without a condition."""
+    sometimes: list[tuple[int, tuple[Comparison, ...]]] = field(factory=list)
+
+
+def _by_call(lib: Any, profile: Profile) -> dict[int, _Call]:
+    calls: dict[int, _Call] = {}
+    for rule in profile.rules:
+        for name in rule.names:
+            number = _number(lib, name)
+            if number is None:
+                _skip_unknown(name, rule)
+                continue
+            call = calls.setdefault(number, _Call(name, number))
+            if rule.comparisons:
+                call.sometimes.append((rule.action, rule.comparisons))
+            elif call.always is None or _strictness(rule.action) < _strictness(call.always):
+                call.always = rule.action
+    return calls
+
+
+def _number(lib: Any, name: str) -> int | None:
+    try:
+        encoded = name.encode("ascii")
+    except UnicodeEncodeError:
+        return None
+    number: int = lib.seccomp_syscall_resolve_name(encoded)
+    if number != -1:
+        return number  # below -1: a call that only other architectures have; libseccomp leaves it out
+    return _NEWER.get(name)
+
+
+def _skip_unknown(name: str, rule: Rule) -> None:
+    # What is not known can't be allowed, which is safe; profiles list calls of kernels to come.
+    # A denial that has no effect is a hole.
+    if rule.action not in (ALLOW, LOG):
+        raise SpecError("seccomp.syscalls.names", name, "a system call that this machine's libseccomp knows")
+
+
+def _strictness(action: int) -> int:
+    # The kernel's own order among several filters: as a signed number, the smallest wins.
+    kind = action & 0xFFFF0000
+    return kind - (1 << 32) if kind & KILL_PROCESS else kind
+
+
+def _settled(call: _Call) -> list[tuple[int, tuple[Comparison, ...]]]:
+    """The rules of one call without contradictions.
+
+    libseccomp would let the first of two unconditional rules win, and would drop a condition next
+    to an unconditional rule, in silence. Profiles in the wild do contradict themselves (allowed in
+    the long list, denied further down without a capability); the denial is what is meant.
+    """
+    if call.always is None:
+        return call.sometimes
+    for action, _ in call.sometimes:
+        if _strictness(action) < _strictness(call.always):
+            raise SpecError(
+                "seccomp.syscalls",
+                call.name,
+                "either a rule without args or rules with args for a system call: beside the former "
+                "the latter would have no effect",
+            )
+    return [(call.always, ())]
+
+
+def _add(
+    ffi: Any, lib: Any, context: Any, call: _Call, action: int, comparisons: tuple[Comparison, ...]
+) -> None:
+    conditions = ffi.new("struct scmp_arg_cmp[]", len(comparisons))
+    for slot, given in zip(conditions, comparisons, strict=True):
+        slot.arg, slot.op = given.index, given.operator
+        slot.datum_a, slot.datum_b = given.value, given.value_two
+    result = lib.seccomp_rule_add_array(context, action, call.number, len(comparisons), conditions)
+    if result == -_EEXIST:
+        return
+    if result < 0 and call.name in _NEWER and action in (ALLOW, LOG):
+        return  # can't be translated to a 32-bit table by a library that doesn't know it
+    _checked(result, f"a rule for {call.name}")
+
+
+def _checked(result: int, what: str) -> None:
+    if result < 0:
+        raise UnsupportedError("seccomp", f"libseccomp refuses {what}: {os.strerror(-result)}", _UPGRADE)
+
+
+def _export(lib: Any, context: Any) -> bytes:
+    fd = os.memfd_create("isobox-seccomp", os.MFD_CLOEXEC)
+    try:
+        _checked(lib.seccomp_export_bpf(context, fd), "to write the filter")
+        size = os.fstat(fd).st_size
+        program = os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
+    if not program or len(program) % 8 or len(program) != size:
+        raise UnsupportedError("seccomp", f"libseccomp wrote {size} bytes, not a filter", _UPGRADE)
+    return program
+
+
+def _needs_enosys(default: int) -> bool:
+    return default not in (ALLOW, LOG, ERRNO | _ENOSYS) and default & 0xFFFF0000 != TRACE
+
+
+def _newer_calls_are_missing(architecture: int, highest: int) -> bytes:
+    """Instructions to put in front: a call newer than any that the profile names is ENOSYS.
+
+    Libraries fall back to the older call on ENOSYS, but not on EPERM, so a profile written
+    before a kernel would break programs built after it. runc does the same.
+    """
+    load, jump_equal, jump_greater, jump_not_less, give_back = 0x20, 0x15, 0x25, 0x35, 0x06
+    instructions = (
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (jump_equal, 0, 4, architecture),
+        (load, 0, 0, 0),  # seccomp_data.nr
+        (jump_not_less, 2, 0, _X32_BIT),
+        (jump_greater, 0, 1, highest),
+        (give_back, 0, 0, ERRNO | _ENOSYS),
+    )
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
