@@ -1,0 +1,97 @@
+#!/bin/sh
+# usage: as_user.sh COMMAND...      (as root)
+# Runs a command of the tests as an ordinary user with a subuid range, made for it and removed
+# afterwards. Where that user could not read this checkout or the Python of .venv (they lie below
+# /root, say), they are shown to it at their own paths in a mount namespace of this script's own.
+set -eu
+cd "$(dirname "$0")/.."
+here=$(pwd -P)
+
+if [ "$(id -u)" != 0 ]; then
+    echo "as_user.sh: only root can make a user" >&2
+    exit 2
+fi
+if ! command -v useradd >/dev/null 2>&1; then
+    echo "as_user.sh: no useradd here, so the tests were not run as an ordinary user" >&2
+    [ "${ISOBOX_MUST_WORK:-}" != 1 ] || exit 1
+    exit 0
+fi
+if [ "${ISOBOX_AS_USER:-}" != inside ]; then
+    ISOBOX_AS_USER=inside exec unshare --mount --propagation private sh "$here/tests/as_user.sh" "$@"
+fi
+
+# One user for each run, so that two runs do not meet; those of runs that were killed are removed.
+for old in $(sed -n 's/^\(isobox-test-[0-9]*\):.*/\1/p' /etc/passwd); do
+    [ -d "/proc/${old#isobox-test-}" ] || userdel --remove "$old" 2>/dev/null || :
+done
+user=isobox-test-$$
+scratch=$(mktemp -d /tmp/isobox-as-user.XXXXXX)
+chmod 755 "$scratch"
+[ -e /etc/subuid ] || touch /etc/subuid /etc/subgid
+useradd --create-home --home-dir "$scratch/home" --shell /bin/sh "$user"
+uid=$(id -u "$user")
+if ! grep -q "^$user:" /etc/subuid; then
+    usermod --add-subuids 300000000-300065535 --add-subgids 300000000-300065535 "$user"
+fi
+
+finish() {
+    trap '' INT TERM
+    for status in /proc/[0-9]*/status; do
+        if [ "$(sed -n 's/^Uid:[[:space:]]*\([0-9]*\).*/\1/p' "$status" 2>/dev/null)" = "$uid" ]; then
+            pid=${status#/proc/}
+            kill -KILL "${pid%/status}" 2>/dev/null || :
+        fi
+    done
+    userdel "$user" 2>/dev/null || :
+    for shown in "$scratch/shown"/*; do
+        umount --lazy "$shown" 2>/dev/null || :
+    done
+    rm -rf --one-file-system "$scratch" "/tmp/isobox-$uid" "/tmp/pytest-of-$user"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+as_user() {
+    setpriv --reuid "$user" --regid "$user" --init-groups -- "$@"
+}
+
+# Show $2 (a copy of it, or itself) to the user at the path $1, whatever lies above it.
+show() {
+    number=$((${number:-0} + 1))
+    mkdir -p "$scratch/shown/$number"
+    mount --rbind "$2" "$scratch/shown/$number"
+    hidden=
+    parent=$1
+    while [ "$parent" != / ]; do
+        parent=$(dirname "$parent")
+        as_user test -x "$parent" || hidden=$parent
+    done
+    if [ -n "$hidden" ]; then
+        mount -t tmpfs -o mode=755 isobox-test "$hidden"
+        mkdir -p "$1"
+    fi
+    mount --rbind "$scratch/shown/$number" "$1"
+}
+
+python=$1
+prefix=$(realpath "$("$python" -c 'import sys; print(sys.base_prefix)')")
+as_user test -x "$prefix/bin" || show "$prefix" "$prefix"
+if ! as_user test -r "$here/tests/as_user.sh"; then
+    show "$here" "$here"
+fi
+if ! as_user sh -c 'cat src/isobox/*.py tests/*.py >/dev/null && "$1" -c "import cffi"' sh "$python" 2>/dev/null; then
+    # Readable for root only (a umask of 077): a copy with wider permissions, at the same path.
+    cp -a "$here" "$scratch/copy"
+    chmod -R go+rX "$scratch/copy"
+    show "$here" "$scratch/copy"
+fi
+cd "$here"
+
+set +e
+as_user env -i \
+    HOME="$scratch/home" USER="$user" LOGNAME="$user" LANG="${LANG:-C.UTF-8}" PATH="$PATH" \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ${CI:+CI="$CI"} ${ISOBOX_MUST_WORK:+ISOBOX_MUST_WORK="$ISOBOX_MUST_WORK"} \
+    ISOBOX_MAY_LACK="${ISOBOX_MAY_LACK:-}" \
+    "$@"
