@@ -23,8 +23,8 @@ NUMBERS = {
     "x86_64": {
         "seccomp": 317, "getpid": 39, "clone": 56, "clone3": 435, "mount": 165, "umount2": 166,
         "unshare": 272, "setns": 308, "pivot_root": 155, "bpf": 321, "perf_event_open": 298,
-        "userfaultfd": 323, "io_uring_setup": 425, "keyctl": 250, "add_key": 248, "request_key": 249, "open_by_handle_at": 304,
-        "kexec_load": 246, "init_module": 175, "reboot": 169, "swapon": 167, "acct": 163, "ioctl": 16,
+        "userfaultfd": 323, "io_uring_setup": 425, "keyctl": 250, "add_key": 248, "request_key": 249,
+        "open_by_handle_at": 304, "kexec_load": 246, "init_module": 175, "reboot": 169, "swapon": 167, "acct": 163, "ioctl": 16,
         "socket": 41, "open_tree_attr": 467, "ptrace": 101, "unlinkat": 263, "personality": 135, "sysfs": 139,
         "lookup_dcookie": 212, "settimeofday": 164, "syslog": 103, "sethostname": 170, "getppid": 110,
     },
