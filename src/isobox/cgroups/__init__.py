@@ -1,0 +1,12 @@
+"""Where a container's processes are counted, limited, paused and ended: cgroup v1, v2 and hybrid.
+
+`discover` says what this host has, `Groups` makes the groups of one owner, `Group` is one of them.
+"""
+
+from __future__ import annotations
+
+from .discovery import CgroupHost, Controller, discover
+from .group import Group
+from .groups import Groups
+
+__all__ = ["CgroupHost", "Controller", "Group", "Groups", "discover"]

@@ -1,0 +1,132 @@
+"""The directories of one group, in every hierarchy that it is in."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from ..errors import CgroupError
+from .dialect import Dialect
+from .directory import Directory, Tree
+from .ending import remove_all
+from .v1 import V1, inherit_cpuset
+from .v2 import V2
+
+LEAF: Final = "init"
+"""On v2 the group below a container's that holds its init: one with groups below holds nobody."""
+
+DIALECTS: Final[dict[int, Dialect]] = {1: V1, 2: V2}
+
+_HINTS: Final = {
+    errno.ENOSPC: "The kernel's limit of groups is reached (cgroup.max.descendants, or 65,535 memory groups)",
+    errno.EAGAIN: "The limit cgroup.max.descendants of a group above is reached",
+    errno.ENOMEM: "The kernel has no memory for another group",
+}
+
+
+class Bundle:
+    """Directories made and ready to be joined; owns them until `take`, and its descriptors always."""
+
+    __slots__ = ("at", "directories", "into_fd", "join_fds", "name", "pids", "procs_fd")
+
+    def __init__(self, name: str, trees: Iterable[Tree], *, holds_groups: bool) -> None:
+        self.name = name
+        self.directories: list[Directory] = []
+        self.at: dict[str, Directory] = {}
+        self.join_fds: tuple[int, ...] = ()
+        self.into_fd: int | None = None
+        self.procs_fd: int | None = None
+        self.pids: int | None = None
+        """The limit that pids.max has already."""
+        try:
+            for tree in trees:
+                self._add(tree, holds_groups)
+        except OSError as error:
+            self.discard()
+            if isinstance(error, CgroupError):
+                raise
+            where = f"{tree.path}/{name}"
+            hint = _HINTS.get(error.errno or 0, "")
+            raise CgroupError(
+                error.errno or 0, f"can't make {where}", stage="cgroup", op="mkdir", hint=hint
+            ) from error
+
+    def _add(self, tree: Tree, holds_groups: bool) -> None:
+        group = Directory(tree, self.name)
+        group.make()
+        self.directories.append(group)
+        for name in tree.controllers:
+            self.at[name] = group
+        if tree.version == 1:
+            if "cpuset" in tree.controllers:
+                inherit_cpuset(group)
+        elif holds_groups:
+            hand_on(group)
+            group.below(LEAF).make()
+        elif "memory" in tree.controllers:
+            # One that is out of memory ends as a whole: half a program's processes are of no use.
+            group.write("memory.oom.group", "1")
+
+    def add(self, tree: Tree) -> Directory:
+        """Make the group in one more hierarchy."""
+        self._add(tree, False)
+        return self.directories[-1]
+
+    def set_pids(self, most: int) -> None:
+        """Set pids.max ahead, where there is such a controller."""
+        group = self.at.get("pids")
+        if group is not None:
+            DIALECTS[group.tree.version].set_pids(group, most)
+            self.pids = most
+
+    def open(self) -> None:
+        """Open what is needed to join: v1 a tasks file each, v2 the directory."""
+        joins = []
+        try:
+            for group in self.directories:
+                if group.tree.version == 1:
+                    joins.append(group.open("tasks", os.O_WRONLY))
+                    continue
+                leaf = group.below(LEAF)
+                try:
+                    self.into_fd = leaf.open(".", os.O_PATH | os.O_DIRECTORY)
+                except FileNotFoundError:
+                    leaf = group
+                    self.into_fd = leaf.open(".", os.O_PATH | os.O_DIRECTORY)
+                self.procs_fd = leaf.open("cgroup.procs", os.O_WRONLY)
+        except OSError as error:
+            for fd in joins:
+                os.close(fd)
+            self.close()
+            message = f"can't open {group.path}"
+            raise CgroupError(error.errno or 0, message, stage="cgroup", op="open") from error
+        self.join_fds = tuple(joins)
+
+    def close(self) -> None:
+        """Close what `open` opened."""
+        fds = [*self.join_fds, self.into_fd, self.procs_fd]
+        self.join_fds, self.into_fd, self.procs_fd = (), None, None
+        for fd in fds:
+            if fd is not None:
+                os.close(fd)
+
+    def discard(self) -> None:
+        """Close it and remove its directories, in which nobody has been."""
+        self.close()
+        for group in self.directories:
+            remove_all(group)
+        self.directories = []
+
+
+def hand_on(group: Directory) -> None:
+    """On v2, give the groups below this one its controllers."""
+    names = " ".join(
+        f"+{name}" for name in group.read("cgroup.controllers").decode().split() if name in HANDED_ON
+    )
+    if names:
+        group.write("cgroup.subtree_control", names)
+
+
+HANDED_ON: Final = ("cpu", "cpuset", "io", "memory", "pids")

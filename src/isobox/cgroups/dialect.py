@@ -1,0 +1,118 @@
+"""What a version of cgroups must say for isobox: one method for each thing that differs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from ..spec import IoLimit
+from ..usage import Usage
+from .directory import Directory
+
+
+class Reading:
+    """A `Usage` in the making: each number with the file that it was read from."""
+
+    __slots__ = ("notes", "sources", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def add(self, name: str, value: float | int | dict[str, float], source: str) -> None:
+        """Note a number and where it is from."""
+        self.values[name] = value
+        self.sources[name] = source
+
+    def usage(self) -> Usage:
+        """Return what was read."""
+        return Usage(**self.values, notes=tuple(self.notes), sources=self.sources)
+
+
+class Dialect(ABC):
+    """Limits are set, read back and compared; None lifts one. Errors: see `Directory.set`."""
+
+    join_file: str
+    """The file to which a process writes ``0`` to join."""
+
+    @abstractmethod
+    def set_cpu(self, group: Directory, cores: float | None) -> None:
+        """Limit to so many cores."""
+
+    @abstractmethod
+    def set_cpu_weight(self, group: Directory, weight: int) -> None:
+        """Set the weight, 1 to 10000 as on v2."""
+
+    @abstractmethod
+    def set_cpuset(self, group: Directory, cpus: frozenset[int] | None) -> None:
+        """Bind to these CPUs."""
+
+    @abstractmethod
+    def set_memory(self, group: Directory, memory: int | None, swap: int, *, host_swap: bool) -> None:
+        """Limit memory, and swap on top of it; both in bytes."""
+
+    @abstractmethod
+    def set_io(self, group: Directory, limits: tuple[IoLimit, ...], before: tuple[IoLimit, ...]) -> None:
+        """Limit devices; lift what was limited ``before``."""
+
+    def set_pids(self, group: Directory, most: int | None) -> None:
+        """Limit the number of processes and threads."""
+        value = "max" if most is None else str(most)
+        group.set("pids.max", value, lambda kept: kept.strip() == value.encode(), "pids limit")
+
+    @abstractmethod
+    def cpu_time_file(self) -> str:
+        """Return the name of the file for `parse_cpu_time`."""
+
+    @abstractmethod
+    def parse_cpu_time(self, text: bytes) -> float:
+        """Return seconds."""
+
+    @abstractmethod
+    def read_cpu(self, group: Directory, reading: Reading) -> None:
+        """Add cpu_time, cpu_user and cpu_system."""
+
+    @abstractmethod
+    def read_memory(self, group: Directory, reading: Reading) -> None:
+        """Add memory_peak."""
+
+    def read_pids(self, group: Directory, reading: Reading) -> None:
+        """Add pids_peak."""
+        peak = group.read_if_there("pids.peak")
+        if peak is None:
+            reading.notes.append("no pids_peak: the kernel counts it from Linux 6.1 on")
+        else:
+            reading.add("pids_peak", int(peak), "pids.peak")
+
+    @abstractmethod
+    def read_io(self, group: Directory, reading: Reading) -> None:
+        """Add io_read and io_write, where they are counted."""
+
+    @abstractmethod
+    def throttled(self, group: Directory) -> tuple[int, float] | None:
+        """Return (periods, seconds) for which the group was held back so far."""
+
+    @abstractmethod
+    def read_pressure(self, group: Directory, reading: Reading) -> None:
+        """Add pressure, which only v2 has."""
+
+    @abstractmethod
+    def oom_kills(self, group: Directory) -> int:
+        """Return how many processes the kernel killed; of this group alone on v1. Gone: 0."""
+
+    @abstractmethod
+    def oom_watch(self, group: Directory) -> int:
+        """Return an owned descriptor that tells of kills: v1 POLLIN, v2 POLLPRI. Raises OSError."""
+
+    @abstractmethod
+    def freeze(self, group: Directory) -> None:
+        """Begin to stop everything."""
+
+    @abstractmethod
+    def thaw(self, group: Directory) -> None:
+        """Let everything go on."""
+
+    @abstractmethod
+    def is_frozen(self, group: Directory) -> bool:
+        """Return whether everything in the group has stopped."""

@@ -1,0 +1,453 @@
+"""A group: one container's, or one exec's below it."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from ..errors import CgroupError, StateError, UnsupportedError
+from ..spec import Limits
+from ..usage import Usage
+from .bundle import DIALECTS, Bundle
+from .dialect import Dialect, Reading
+from .directory import Directory
+from .ending import end, is_empty, nobody, remove_all
+
+if TYPE_CHECKING:
+    from .groups import Groups
+
+DEFAULT_PIDS: Final = 1024
+"""The limit that a container has without being asked; the only one that may be missing."""
+
+_MEASURED: Final = ("memory", "cpuacct", "pids", "blkio")
+_CHEAP: Final = ("pids", "freezer", "cpu", "memory", "cpuacct", "blkio")
+_FREEZE_SECONDS: Final = 2.0
+
+
+class Group:
+    """The cgroups of one container, or of one exec in it (`child`).
+
+    Made by `Groups.container`. A process joins by writing ``0`` to each of `join_fds` (cgroup v1),
+    or by being born in `into_fd` (v2, clone3's CLONE_INTO_CGROUP), or, on v2 where that is not
+    permitted, by writing ``0`` to `procs_fd`. The descriptors stay the group's own, until `joined`
+    or `close`. A group where nothing is available (`present` is False) has none of them.
+
+    `degraded` names what was not asked for but usual, and is missing: ``("pids",)``, or nothing.
+    """
+
+    __slots__ = (
+        "_bundle", "_children", "_closed", "_count", "_extra_fds", "_frozen", "_groups", "_idle", "_lock",
+        "_oom_gone", "_parent", "_reused", "_spare", "_throttled", "_time_fd", "degraded", "id", "limits",
+    )  # fmt: skip
+
+    def __init__(
+        self, groups: Groups, bundle: Bundle, parent: Group | None, *, id: str, reused: bool = False
+    ) -> None:
+        self.id = id
+        self.limits = Limits(pids=bundle.pids)
+        self.degraded: tuple[str, ...] = ()
+        self._groups = groups
+        self._bundle = bundle
+        self._parent = parent
+        self._reused = reused
+        self._lock = threading.Lock()
+        self._count = itertools.count()
+        self._children: set[Group] = set()
+        self._spare: deque[Bundle] = deque()
+        self._idle: deque[Bundle] = deque()
+        self._extra_fds: list[int] = []
+        self._time_fd = -1
+        self._oom_gone = 0
+        self._throttled: tuple[int, float] | None = None
+        self._frozen = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Group {self.id} {self.paths}>"
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a group at all, in any hierarchy."""
+        return bool(self._bundle.directories)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The directories, one for each hierarchy."""
+        return tuple(group.path for group in self._bundle.directories)
+
+    @property
+    def join_fds(self) -> tuple[int, ...]:
+        """v1: descriptors of ``tasks`` files, one a hierarchy; the joining thread writes ``0``."""
+        return self._bundle.join_fds
+
+    @property
+    def into_fd(self) -> int | None:
+        """v2: the directory for CLONE_INTO_CGROUP."""
+        return self._bundle.into_fd
+
+    @property
+    def procs_fd(self) -> int | None:
+        """v2: ``cgroup.procs`` of the same group, open for writing."""
+        return self._bundle.procs_fd
+
+    def joined(self) -> None:
+        """Close the descriptors for joining: nobody else is going to join by them."""
+        self._bundle.close()
+
+    # Limits
+
+    def apply(self, limits: Limits) -> None:
+        """Set the limits that differ from those that are set; called by `Groups.container` and `update`."""
+        before = self.limits
+        if limits.memory != before.memory or limits.swap != before.swap:
+            group, dialect = self._need("memory", "memory limit")
+            dialect.set_memory(group, limits.memory, limits.swap, host_swap=self._groups.host.swap)
+        if limits.pids != before.pids:
+            if limits.pids == DEFAULT_PIDS and self._parent is None and self._at("pids") is None:
+                self.degraded = ("pids",)
+            else:
+                group, dialect = self._need("pids", "pids limit")
+                dialect.set_pids(group, limits.pids)
+                self._bundle.pids = limits.pids
+        if limits.cpu != before.cpu:
+            group, dialect = self._need("cpu", "cpu limit")
+            dialect.set_cpu(group, limits.cpu)
+        if limits.cpu_weight != before.cpu_weight:
+            group, dialect = self._need("cpu", "cpu_weight")
+            dialect.set_cpu_weight(group, 100 if limits.cpu_weight is None else limits.cpu_weight)
+        if limits.cpuset != before.cpuset:
+            self._set_cpuset(limits.cpuset)
+        if limits.io != before.io:
+            group, dialect = self._need("blkio", "io limit")
+            dialect.set_io(group, limits.io, before.io)
+        self.limits = limits
+
+    def update(self, limits: Limits) -> None:
+        """Change the limits of a running container. Raises `UnsupportedError` and `CgroupError`.
+
+        Where one is refused, those before it (memory, pids, cpu, cpu_weight, cpuset, io) hold already.
+        """
+        with self._lock:
+            self._check()
+            self.apply(limits)
+
+    def _set_cpuset(self, cpus: frozenset[int] | None) -> None:
+        if self._at("cpuset") is None:
+            tree = self._groups.tree("cpuset", "cpuset")
+            group = self._bundle.add(tree)
+            dialect = DIALECTS[tree.version]
+            try:
+                dialect.set_cpuset(group, cpus)
+                if self.join_fds:
+                    self._bundle.join_fds += (group.open("tasks", os.O_WRONLY),)
+                self._move_into(group)
+            except BaseException:
+                remove_all(group)
+                self._bundle.directories.remove(group)
+                for name in tree.controllers:
+                    del self._bundle.at[name]
+                raise
+            return
+        group, dialect = self._need("cpuset", "cpuset")
+        dialect.set_cpuset(group, cpus)
+
+    def _move_into(self, group: Directory) -> None:
+        """Have the threads that run already join ``group`` (v1).
+
+        One by one: for a whole process the kernel would stop all forks of the host. What they fork
+        meanwhile is found by looking again.
+        """
+        moved: set[bytes] = set()
+        while True:
+            threads = {tid for below in self._top().walk() for tid in below.read("tasks").split()} - moved
+            if not threads:
+                return
+            fd = group.open("tasks", os.O_WRONLY)
+            try:
+                for tid in threads:
+                    try:
+                        os.write(fd, tid)
+                    except ProcessLookupError:
+                        continue
+            except OSError as error:
+                raise group.refused(error, "tasks", "a thread", "") from error
+            finally:
+                os.close(fd)
+            moved |= threads
+
+    # Execs
+
+    def child(self, memory: int | None = None, pids: int | None = None, measure: bool = True) -> Group:
+        """Return a group for one exec, below this one.
+
+        With ``measure`` it is fresh in each hierarchy that counts something, and used once. Without,
+        it is one directory that may have served before: for `kill` and `empty` only. `memory` is in
+        bytes. Raises as `Groups.container` does.
+        """
+        self._check()
+        if self._parent is not None:
+            raise StateError("a group of an exec has no groups below it")
+        bundle = self._next_bundle(measure, memory is not None)
+        group = Group(self._groups, bundle, self, id=f"{self.id}/{bundle.name}", reused=not measure)
+        with self._lock:
+            self._children.add(group)
+        try:
+            bundle.open()
+            if memory is not None or pids != bundle.pids:
+                group.apply(Limits(memory=memory, pids=pids))
+            if self.limits.cpu is not None and measure:
+                cpu = self._at("cpu")
+                if cpu is not None:
+                    self._throttled_into(group, cpu)
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    def _throttled_into(self, group: Group, cpu: Directory) -> None:
+        group._throttled = DIALECTS[cpu.tree.version].throttled(cpu)
+
+    def _next_bundle(self, measure: bool, memory: bool) -> Bundle:
+        if not measure and not memory:
+            try:
+                return self._idle.popleft()
+            except IndexError:
+                return self._make(self._cheap())
+        if not measure:
+            return self._make(("memory", *self._cheap()))
+        try:
+            bundle = self._spare.popleft()
+        except IndexError:
+            bundle = self._make(_MEASURED)
+        self._groups.prepare_child(self)
+        return bundle
+
+    def _cheap(self) -> tuple[str, ...]:
+        return next(((name,) for name in _CHEAP if self._at(name) is not None), ())
+
+    def _make(self, controllers: tuple[str, ...]) -> Bundle:
+        trees = {group.tree: None for name in controllers if (group := self._at(name)) is not None}
+        return Bundle(f"{self._bundle.name}/{next(self._count)}", trees, holds_groups=False)
+
+    def prepare_child(self) -> None:
+        """Make a group for the next measured exec, in the background."""
+        if self._spare:
+            return
+        bundle = self._make(_MEASURED)
+        with self._lock:
+            if not self._closed:
+                self._spare.append(bundle)
+                return
+        bundle.discard()
+
+    # Processes
+
+    def freeze(self) -> None:
+        """Stop everything, and return once it has. Raises `UnsupportedError`, `CgroupError`."""
+        group, dialect = self._need("freezer", "pause")
+        self._frozen = True
+        dialect.freeze(group)
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        pause = 0.0002
+        while not dialect.is_frozen(group):
+            if time.monotonic() > deadline:
+                self.thaw()
+                message = f"{group.path} does not stop: a process waits for a device"
+                raise CgroupError(errno.EBUSY, message, stage="cgroup", op="freeze")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.005)
+
+    def thaw(self) -> None:
+        """Let everything go on."""
+        group, dialect = self._need("freezer", "resume")
+        dialect.thaw(group)
+        self._frozen = False
+
+    def kill(self, timeout: float = 2.0) -> None:
+        """Kill everything in the group and below, however it forks; return when all of it is dead.
+
+        Afterwards nothing can fork in the group any more. In an exec's group of a paused container
+        it waits for `thaw`, as signals do there. Raises `CgroupError` after ``timeout`` seconds,
+        `UnsupportedError` where there is no group.
+        """
+        if not self._groups.is_ours():
+            raise StateError("this group belongs to the process that forked this one")
+        if not nobody(self._top()):
+            self._bundle.pids = 0
+            end(self._top(), thaw=self.thaw if self._frozen else None, timeout=timeout)
+
+    def empty(self) -> bool:
+        """Return whether no living process is in the group or below."""
+        return is_empty(self._top())
+
+    def _top(self) -> Directory:
+        """The directory by which processes are found."""
+        at = self._bundle.at
+        for name in _CHEAP:
+            if name in at:
+                return at[name]
+        raise UnsupportedError("a group of processes", "no cgroup is available", self._groups.remedy("pids"))
+
+    # Measurements
+
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has killed for want of memory; of execs too."""
+        group = self._at("memory")
+        if group is None:
+            return 0
+        dialect = DIALECTS[group.tree.version]
+        if group.tree.version == 2:
+            return dialect.oom_kills(group)
+        with self._lock:
+            below = [child._at("memory") for child in self._children]
+            return self._oom_gone + sum(
+                dialect.oom_kills(each) for each in (group, *below) if each is not None
+            )
+
+    def oom_eventfd(self) -> int | None:
+        """Return a descriptor that tells when the memory limit is hit; None without a memory group.
+
+        v1: an eventfd (POLLIN), also for a limit of the container above. v2: memory.events
+        (POLLPRI; read it before each poll). The group owns it: it is closed by `close`.
+        """
+        group = self._at("memory")
+        if group is None:
+            return None
+        try:
+            fd = DIALECTS[group.tree.version].oom_watch(group)
+        except OSError as error:
+            raise CgroupError(
+                error.errno or 0, f"can't watch {group.path}", stage="cgroup", op="oom"
+            ) from error
+        self._extra_fds.append(fd)
+        return fd
+
+    def cpu_time(self) -> float | None:
+        """Return the seconds of CPU time so far; cheap, for polling. None where nothing counts them."""
+        group = self._at("cpuacct")
+        if group is None:
+            return None
+        dialect = DIALECTS[group.tree.version]
+        try:
+            if self._time_fd < 0:
+                self._time_fd = group.open(dialect.cpu_time_file(), os.O_RDONLY)
+            return dialect.parse_cpu_time(os.pread(self._time_fd, 4096, 0))
+        except OSError as error:
+            raise CgroupError(
+                error.errno or 0, f"can't read {group.path}", stage="cgroup", op="cpu_time"
+            ) from error
+
+    def read(self) -> Usage:
+        """Return what the group has cost so far: all of `Usage` but the wall time."""
+        reading = Reading()
+        at = self._at("cpuacct")
+        if at is not None:
+            DIALECTS[at.tree.version].read_cpu(at, reading)
+            DIALECTS[at.tree.version].read_pressure(at, reading)
+        at = self._at("memory")
+        if at is not None:
+            DIALECTS[at.tree.version].read_memory(at, reading)
+            reading.add(
+                "oom_kills",
+                self.oom_kills(),
+                "memory.events" if at.tree.version == 2 else "memory.oom_control",
+            )
+        at = self._at("pids")
+        if at is not None:
+            DIALECTS[at.tree.version].read_pids(at, reading)
+        at = self._at("blkio")
+        if at is not None:
+            DIALECTS[at.tree.version].read_io(at, reading)
+            if "io_read" not in reading.values:
+                self._groups.explain_io(reading)
+        self._read_throttled(reading)
+        return reading.usage()
+
+    def _read_throttled(self, reading: Reading) -> None:
+        """On v1 an exec has no cpu group: its container's counts, from the exec's start on."""
+        own = self._at("cpu")
+        at = own if own is not None or self._parent is None else self._parent._at("cpu")
+        if at is None:
+            return
+        found = DIALECTS[at.tree.version].throttled(at)
+        if found is None:
+            return
+        periods, seconds = found
+        if at is not own:
+            if self._throttled is not None:
+                periods, seconds = periods - self._throttled[0], seconds - self._throttled[1]
+            elif periods:
+                return  # limited meanwhile: what was before this exec is not known
+        reading.add("throttled_periods", periods, "cpu.stat")
+        reading.add("throttled_time", seconds, "cpu.stat")
+        if periods:
+            whose = "" if at is own else ", counted for the whole container"
+            reading.notes.append(f"the CPU was throttled for {seconds:.3f} s in {periods} periods{whose}")
+
+    # The end
+
+    def close(self) -> None:
+        """Give the group back: its descriptors now, its directories in the background. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            children = list(self._children)
+        for child in children:
+            child.close()
+        fds = [*self._extra_fds, self._time_fd]
+        self._extra_fds, self._time_fd = [], -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+        self._bundle.close()
+        if self._groups.is_ours():
+            self._groups.retire(self)
+
+    def _recycle(self) -> bool:
+        """Give the directory of an unmeasured exec back to its container; False if it can't serve again."""
+        bundle, parent = self._bundle, self._parent
+        if parent is None or not self._reused or len(bundle.directories) != 1 or "pids" not in bundle.at:
+            return False
+        group = bundle.at["pids"]
+        if group.tree.version == 2 or not nobody(group):
+            return False
+        if bundle.pids is not None:
+            DIALECTS[1].set_pids(group, None)
+            bundle.pids = None
+        with parent._lock:
+            parent._children.discard(self)
+            if parent._closed or len(parent._idle) >= 4:
+                return False
+            parent._idle.append(bundle)
+        return True
+
+    def _account(self) -> None:
+        """Keep the last count of an exec that is about to be removed (v1 has none for a whole tree)."""
+        parent, group = self._parent, self._at("memory")
+        if parent is None:
+            return
+        with parent._lock:
+            if self in parent._children:
+                parent._children.discard(self)
+                if group is not None and group.tree.version == 1:
+                    parent._oom_gone += DIALECTS[1].oom_kills(group)
+
+    def _at(self, controller: str) -> Directory | None:
+        return self._bundle.at.get(controller)
+
+    def _need(self, controller: str, feature: str) -> tuple[Directory, Dialect]:
+        self._check()
+        group = self._bundle.at.get(controller)
+        if group is None:
+            raise self._groups.missing(controller, feature)
+        return group, DIALECTS[group.tree.version]
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StateError(f"the group of {self.id} is closed")

@@ -1,0 +1,385 @@
+"""All groups of one owner: made ahead, handed out, taken away in the background, collected."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from ..errors import CgroupError, CleanupError, StateError, UnsupportedError
+from ..spec import Limits
+from .bundle import HANDED_ON, Bundle
+from .collection import OURS, collect, find, own_path
+from .convert import parse_service
+from .dialect import Reading
+from .directory import Directory, Tree
+from .discovery import CgroupHost, Controller
+from .ending import end, exists, remove_all
+from .group import DEFAULT_PIDS, Group
+from .placement import LEAF
+from .worker import Job, Worker
+
+_WANTED: Final = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio")
+_READY: Final = 4
+"""Containers' groups that are kept ready, once containers are made one after another."""
+_BUSY_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 5.0
+
+
+class Groups:
+    """The groups of one owner, below ``<own group>/isobox/<owner>`` in each hierarchy.
+
+    Nothing is made before the first container. `close` kills what still runs and removes everything;
+    it is called at the interpreter's end too. A forked child owns nothing of it: there every call
+    but `close` is a `StateError`.
+    """
+
+    def __init__(self, host: CgroupHost, owner: str) -> None:
+        if not owner or "/" in owner or owner.startswith("."):
+            raise ValueError(f"owner={owner!r}: expected a plain name")
+        self.host = host
+        self.owner = owner
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._trees: dict[str, Tree] = {}
+        self._why: dict[str, str] = {}
+        self._prepared = False
+        self._closed = False
+        self._count = itertools.count(1)
+        self._containers: set[Group] = set()
+        self._ready: deque[Bundle] = deque()
+        self._wanted = 0
+        self._execs = False
+        self._io_counted = False
+        self._worker = Worker(f"isobox-cgroups-{owner}")
+        _all.add(self)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """This owner's directories: what `collect` is to be told after its death."""
+        return tuple(
+            dict.fromkeys(
+                own_path(each, self.owner) for each in self.host.controllers.values() if each.writable
+            )
+        )
+
+    def container(self, limits: Limits, *, id: str) -> Group:
+        """Return a group for a container, with its limits set, read back and compared.
+
+        Raises `UnsupportedError` where a limit that was asked for can't be enforced here and
+        `CgroupError` where the kernel refuses; then nothing of it is left.
+        """
+        self._check()
+        if not self._prepared:
+            self._prepare()
+        try:
+            bundle = self._ready.popleft()
+        except IndexError:
+            bundle = self._make()
+        self._refill()
+        group = Group(self, bundle, None, id=id)
+        self._containers.add(group)
+        try:
+            group.apply(limits)
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    def _make(self) -> Bundle:
+        trees = {self._trees[name]: None for name in _WANTED if name in self._trees}
+        bundle = Bundle(str(next(self._count)), trees, holds_groups=True)
+        try:
+            bundle.set_pids(DEFAULT_PIDS)
+            bundle.open()
+        except BaseException:
+            bundle.discard()
+            raise
+        return bundle
+
+    def _refill(self) -> None:
+        """Keep some ready, but none for a program that makes one container only."""
+        self._wanted = min(self._wanted + 1, _READY + 1)
+        if self._trees and len(self._ready) < self._wanted - 1 - (self._wanted > 3):
+            self._worker.submit(self._fill)
+
+    def _fill(self) -> None:
+        while not self._closed and len(self._ready) < self._wanted - 1:
+            try:
+                self._ready.append(self._make())
+            except (CgroupError, UnsupportedError):
+                return  # the next container's own attempt will say it
+
+    def prepare_child(self, group: Group) -> None:
+        """Have a group made for the next measured exec of a container."""
+        self._worker.submit(lambda: _quietly(group))
+
+    def retire(self, group: Group) -> None:
+        """Take back a closed group."""
+        self._containers.discard(group)
+        if not group._recycle():
+            self._worker.submit(_removal(group), 0.002)
+
+    # What there is
+
+    def tree(self, controller: str, feature: str) -> Tree:
+        """Return this owner's directory with ``controller``. Raises `UnsupportedError`."""
+        try:
+            return self._trees[controller]
+        except KeyError:
+            raise self.missing(controller, feature) from None
+
+    def missing(self, controller: str, feature: str) -> UnsupportedError:
+        """Return the error that says why ``feature`` can't be had, and what to do."""
+        found = self.host.controllers.get(controller)
+        if found is None:
+            why = f"there is no {controller} controller here"
+        else:
+            why = found.why or self._why.get(controller, "") or "no such group was made"
+        return UnsupportedError(feature, why, self.remedy(controller))
+
+    def remedy(self, controller: str) -> str:
+        """Return what would make ``controller`` available."""
+        found = self.host.controllers.get(controller)
+        if found is None:
+            if self.host.layout == "v2":
+                return "start the program where it is delegated: systemd-run --scope -p Delegate=yes PROGRAM"
+            return f"boot with cgroup_enable={controller}, on a kernel that is built with it, and mount it"
+        if os.geteuid() == 0:
+            return "mount it writable, or run outside the container that hides it"
+        if found.version == 2:
+            return "run it as: systemd-run --user --scope -p Delegate=yes PROGRAM"
+        return "run it as root: cgroup v1 is not delegated to ordinary users"
+
+    def explain_io(self, reading: Reading) -> None:
+        """Tell nothing read from nothing counted: v1 counts a device from its first limit on."""
+        if not self._io_counted:
+            root = self.host.controllers["blkio"].root
+            with (
+                contextlib.suppress(OSError),
+                open(f"{root}/blkio.throttle.io_service_bytes_recursive", "rb") as file,
+            ):
+                self._io_counted = parse_service(file.read()) is not None
+        if self._io_counted:
+            for name in ("io_read", "io_write"):
+                reading.add(name, 0, "blkio.throttle.io_service_bytes_recursive")
+        else:
+            reading.notes.append(
+                "no io_read and io_write: cgroup v1 counts a device only once an io limit was set on it"
+            )
+
+    def is_ours(self) -> bool:
+        """Return whether this process made the groups, rather than one that it was forked from."""
+        return self._pid == os.getpid()
+
+    def _check(self) -> None:
+        if not self.is_ours():
+            raise StateError("these groups belong to the process that forked this one")
+        if self._closed:
+            raise StateError("the groups are closed")
+
+    # The owner's directories
+
+    def _prepare(self) -> None:
+        with self._lock:
+            if self._prepared:
+                return
+            self._check()
+            by_root: dict[tuple[int, str], list[Controller]] = {}
+            for controller in self.host.controllers.values():
+                if controller.writable:
+                    by_root.setdefault((controller.version, controller.root), []).append(controller)
+            for controllers in by_root.values():
+                self._make_tree(controllers)
+            self._prepared = True
+
+    def _make_tree(self, controllers: list[Controller]) -> None:
+        first = controllers[0]
+        path = own_path(first, self.owner)
+        try:
+            if first.vacate:
+                _vacate(first.root)
+            # Another process may be removing an `isobox` that it found empty: then make it again.
+            for attempt in range(20):
+                try:
+                    _make_group(f"{first.root}/{OURS}", first)
+                    _make_group(path, first)
+                    tree = Tree(first.version, tuple(each.name for each in controllers), path)
+                    break
+                except FileNotFoundError:
+                    if attempt == 19:
+                        raise
+            if first.version == 2:
+                _hand_down(path, first.root)
+        except OSError as error:
+            for each in controllers:
+                self._why[each.name] = f"can't make {path}: {error.strerror or error}"
+            return
+        for each in controllers:
+            self._trees[each.name] = tree
+
+    def collect(self, owner: str, paths: Iterable[str] = ()) -> None:
+        """Kill and remove everything of a dead owner.
+
+        ``paths`` are the owner's `paths`, where they are known; its directories are looked for
+        as well. Raises `CleanupError` with everything that resists.
+        """
+        self._check()
+        if owner == self.owner:
+            raise ValueError("these are the groups of this process: close them")
+        collect([*paths, *find(self.host, owner)])
+
+    # The end
+
+    def close(self) -> None:
+        """Kill and remove everything; nothing of this owner is left when it returns. Idempotent.
+
+        Raises `CleanupError` with everything that resists.
+        """
+        if not self.is_ours():
+            self._abandon()
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        failures: list[BaseException] = []
+        for group in list(self._containers):
+            try:
+                if group.present:
+                    group.kill()
+            except (CgroupError, UnsupportedError) as error:
+                failures.append(error)
+            group.close()
+        self._worker.close(_CLOSE_SECONDS)
+        failures.extend(self._worker.failures)
+        while self._ready:
+            self._ready.popleft().discard()
+        trees = list(dict.fromkeys(self._trees.values()))
+        self._trees = {}
+        for tree in trees:
+            tree.close()
+        try:
+            collect([tree.path for tree in trees])
+        except CleanupError as error:
+            failures.extend(error.errors)
+        if failures:
+            raise CleanupError("groups are left behind", tuple(failures))
+
+    def _abandon(self) -> None:
+        """In a forked child: close the copies of the descriptors, and touch nothing else."""
+        if self._closed:
+            return
+        self._closed = True
+        for group in list(self._containers):
+            group._lock = threading.Lock()
+            for child in group._children:
+                child._lock = threading.Lock()
+            group.close()
+        for bundle in self._ready:
+            bundle.close()
+        self._ready.clear()
+        for tree in dict.fromkeys(self._trees.values()):
+            tree.close()
+        self._trees = {}
+        self._containers = set()
+
+
+_all: weakref.WeakSet[Groups] = weakref.WeakSet()
+
+
+def _at_fork() -> None:
+    for groups in list(_all):
+        groups._abandon()
+
+
+def _at_exit() -> None:
+    for groups in list(_all):
+        groups.close()
+
+
+os.register_at_fork(after_in_child=_at_fork)
+atexit.register(_at_exit)
+
+
+def _quietly(group: Group) -> None:
+    with contextlib.suppress(CgroupError, UnsupportedError, StateError):
+        group.prepare_child()
+
+
+def _removal(group: Group) -> Job:
+    """Return the job that removes a closed group: tried again while its processes still end."""
+    left: list[Directory] = []
+    for bundle in (*group._spare, *group._idle, group._bundle):
+        left.extend(bundle.directories)
+    group._spare.clear()
+    group._idle.clear()
+    started = time.monotonic()
+    pause = 0.001
+    killed = False
+
+    def job() -> float | None:
+        nonlocal left, pause, killed
+        group._account()
+        left = [each for each in left if not remove_all(each)]
+        if not left:
+            return None
+        pause = min(pause * 1.7, 0.1)
+        waited = time.monotonic() - started
+        if waited > 0.1 and not killed:  # its processes should be dead: see to it
+            killed = True
+            for each in left:
+                if exists(each):
+                    end(each)
+        if waited > _BUSY_SECONDS:
+            message = f"{left[0].path} stays in use"
+            raise CgroupError(errno.EBUSY, message, stage="cgroup", op="rmdir")
+        return pause
+
+    return job
+
+
+def _make_group(path: str, controller: Controller) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        return
+    if controller.version == 1 and controller.name == "memory":
+        # Before Linux 5.11 a limit did not cover the groups below unless it was said.
+        with contextlib.suppress(OSError), open(f"{path}/memory.use_hierarchy", "r+b", buffering=0) as file:
+            if file.read() == b"0\n":
+                file.write(b"1")
+
+
+def _vacate(root: str) -> None:
+    """On v2, move the processes of a delegated group to a leaf below it: once, at the start."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{root}/{LEAF}", 0o755)
+    for _ in range(50):
+        with open(f"{root}/cgroup.procs") as file:
+            pids = file.read().split()
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError), open(f"{root}/{LEAF}/cgroup.procs", "w") as file:
+                file.write(pid)
+
+
+def _hand_down(path: str, root: str) -> None:
+    """On v2, hand the controllers on from ``root`` to the groups below ``path``."""
+    for group in (root, os.path.dirname(path), path):
+        with open(f"{group}/cgroup.controllers") as file:
+            names = [name for name in file.read().split() if name in HANDED_ON]
+        with open(f"{group}/cgroup.subtree_control") as file:
+            missing = set(names) - set(file.read().split())
+        if missing:
+            with open(f"{group}/cgroup.subtree_control", "w") as file:
+                file.write(" ".join(f"+{name}" for name in sorted(missing)))
