@@ -380,7 +380,7 @@ def hint(code: int) -> str:
 
     Looks at what blocks user namespaces for ordinary users on common systems.
     """
-    if code in (errno.ENOSPC, errno.EUSERS) or _sysctl("user/max_user_namespaces") == "0":
+    if code in (errno.ENOSPC, errno.EUSERS) or sysctl("user/max_user_namespaces") == "0":
         return (
             "The number of user namespaces is limited: raise it with "
             "'sysctl -w user.max_user_namespaces=65536' (they nest 32 deep at most)"
@@ -388,13 +388,13 @@ def hint(code: int) -> str:
     if code not in (errno.EPERM, errno.EACCES):
         return ""
     if os.geteuid() != 0:
-        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
             return (
                 "AppArmor keeps ordinary users from user namespaces here: allow them with "
                 "'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0', or give this program an "
                 "AppArmor profile with the rule 'userns,'"
             )
-        if _sysctl("kernel/unprivileged_userns_clone") == "0":
+        if sysctl("kernel/unprivileged_userns_clone") == "0":
             return (
                 "User namespaces are for root only here: allow them with "
                 "'sysctl -w kernel.unprivileged_userns_clone=1'"
@@ -405,5 +405,6 @@ def hint(code: int) -> str:
     )
 
 
-def _sysctl(name: str) -> str:
+def sysctl(name: str) -> str:
+    """The value of a kernel setting, named with slashes; empty where there is none."""
     return read_text(f"/proc/sys/{name}").strip()

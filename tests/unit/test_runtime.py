@@ -19,7 +19,7 @@ from isobox.errors import SpecError, StateError
 from isobox.idmap import COUNT, IdRange
 from isobox.runtime import Owner
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="ranges of ids are for root")
+root_only = pytest.mark.requires("root")  # ranges of ids are for root
 
 
 @pytest.fixture
