@@ -1,0 +1,76 @@
+"""isobox: real Linux containers from Python, without a daemon.
+
+>>> import isobox
+>>> with isobox.Container("host", cpu=0.5, memory="256M") as c:
+...     c.exec(["echo", "hello"], text=True).stdout
+'hello\\n'
+"""
+
+from __future__ import annotations
+
+from subprocess import DEVNULL, PIPE, STDOUT
+
+from . import host
+from .container import Container, run
+from .doctor import Report, doctor
+from .errors import (
+    CgroupError,
+    CleanupError,
+    ExecError,
+    ImageError,
+    IsoboxError,
+    Killed,
+    NetworkError,
+    NonZeroExit,
+    NotFound,
+    OutOfMemory,
+    OutputLimitExceeded,
+    ProcessError,
+    SetupError,
+    SpecError,
+    StateError,
+    TimedOut,
+    UnpackError,
+    UnsupportedError,
+)
+from .process import Process
+from .result import Reason, Result
+from .rootfs.changes import Change
+from .spec import IoLimit, Mount
+from .usage import Usage
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CgroupError",
+    "Change",
+    "CleanupError",
+    "Container",
+    "ExecError",
+    "ImageError",
+    "IoLimit",
+    "IsoboxError",
+    "Killed",
+    "Mount",
+    "NetworkError",
+    "NonZeroExit",
+    "NotFound",
+    "OutOfMemory",
+    "OutputLimitExceeded",
+    "Process",
+    "ProcessError",
+    "Reason",
+    "Report",
+    "Result",
+    "SetupError",
+    "SpecError",
+    "StateError",
+    "TimedOut",
+    "UnpackError",
+    "UnsupportedError",
+    "Usage",
+    "doctor",
+    "host",
+    "run",
+]

@@ -1,0 +1,262 @@
+"""The one seam to the compiled library: typed in front, cffi behind, errno turned into OSError.
+
+Nothing else imports `isobox._native._isobox`; so `Any` ends here. Every call releases the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+_compiled: Any = import_module("isobox._native._isobox")
+_ffi: Any = _compiled.ffi
+_lib: Any = _compiled.lib
+
+INIT_PROGRAM: Final = Path(__file__).with_name("isobox-init")
+"""The static program that is every container's PID 1."""
+
+MESSAGE_MAX: Final[int] = _lib.ISOBOX_MESSAGE_MAX
+PAYLOAD_MAX: Final[int] = _lib.ISOBOX_PAYLOAD_MAX
+FDS_MAX: Final[int] = _lib.ISOBOX_FDS_MAX
+
+# Kinds of requests and their flags: see isobox.h.
+SETUP: Final[int] = _lib.ISOBOX_SETUP
+EXEC: Final[int] = _lib.ISOBOX_EXEC
+SIGNAL: Final[int] = _lib.ISOBOX_SIGNAL
+OPEN: Final[int] = _lib.ISOBOX_OPEN
+MKDIR: Final[int] = _lib.ISOBOX_MKDIR
+SYMLINK: Final[int] = _lib.ISOBOX_SYMLINK
+UNLINK: Final[int] = _lib.ISOBOX_UNLINK
+LOCATE: Final[int] = _lib.ISOBOX_LOCATE
+PAYLOAD_FD: Final[int] = _lib.ISOBOX_PAYLOAD_FD
+WANT_START: Final[int] = _lib.ISOBOX_WANT_START
+OWN_PIDNS: Final[int] = _lib.ISOBOX_OWN_PIDNS
+CGROUP_FD: Final[int] = _lib.ISOBOX_CGROUP_FD
+
+# Kinds of replies.
+READY: Final[int] = _lib.ISOBOX_READY
+FAILED: Final[int] = _lib.ISOBOX_FAILED
+STARTED: Final[int] = _lib.ISOBOX_STARTED
+ENDED: Final[int] = _lib.ISOBOX_ENDED
+DONE: Final[int] = _lib.ISOBOX_DONE
+
+# What `Pump.run` returns.
+PUMP_ENDED: Final[int] = _lib.ISOBOX_PUMP_ENDED
+PUMP_DEADLINE: Final[int] = _lib.ISOBOX_PUMP_DEADLINE
+PUMP_LIMIT: Final[int] = _lib.ISOBOX_PUMP_LIMIT
+PUMP_WATCH: Final[int] = _lib.ISOBOX_PUMP_WATCH
+PUMP_INTERRUPTED: Final[int] = _lib.ISOBOX_PUMP_INTERRUPTED
+PUMP_LOST: Final[int] = _lib.ISOBOX_PUMP_LOST
+
+OP_CODES: Final[dict[str, int]] = {
+    name.removeprefix("ISOBOX_OP_"): getattr(_lib, name)
+    for name in dir(_lib)
+    if name.startswith("ISOBOX_OP_")
+}
+
+_SPAWN_STAGES: Final[dict[int, str]] = {
+    _lib.ISOBOX_SPAWN_CLONE: "clone3",
+    _lib.ISOBOX_SPAWN_CAPABILITIES: "capset",
+    _lib.ISOBOX_SPAWN_DESCRIPTORS: "dup3",
+    _lib.ISOBOX_SPAWN_EXEC: "execveat",
+}
+
+
+class Reply(NamedTuple):
+    """One answer of isobox-init. It comes from inside: every number in it is untrusted."""
+
+    kind: int
+    op: int
+    error: int
+    status: int
+    start_ns: int = 0
+    end_ns: int = 0
+    user_us: int = 0
+    system_us: int = 0
+    maxrss_kib: int = 0
+
+
+class SpawnError(OSError):
+    """`spawn` failed; `step` is the system call that did."""
+
+    step: str = ""
+
+
+def _check(result: int, path: str | bytes | None = None) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), path)
+    return result
+
+
+def init_memfd(mode: int) -> int:
+    """isobox-init in a sealed memfd with these permission bits; the caller owns the descriptor."""
+    program = INIT_PROGRAM.read_bytes()
+    return _check(_lib.isobox_init_memfd(_ffi.from_buffer(program), len(program), mode))
+
+
+def spawn(
+    flags: int, *, init_fd: int, control_fd: int, owner_fd: int, cgroup_fd: int = -1
+) -> tuple[int, int]:
+    """Start isobox-init in the namespaces that `flags` names (CLONE_NEW*). Returns (pid, pidfd).
+
+    Raises `SpawnError`. See clone(2), "CLONE_VFORK": costs the same at any size of this process.
+    """
+    request = _ffi.new(
+        "struct isobox_spawn *",
+        {
+            "flags": flags,
+            "init_fd": init_fd,
+            "control_fd": control_fd,
+            "owner_fd": owner_fd,
+            "cgroup_fd": cgroup_fd,
+        },
+    )
+    result = _lib.isobox_spawn_init(request)
+    if result < 0:
+        error = SpawnError(-result, os.strerror(-result))
+        error.step = _SPAWN_STAGES.get(request.stage, "clone3")
+        raise error
+    return request.pid, request.pidfd
+
+
+def send(sock: int, data: bytes, fds: Sequence[int] = ()) -> None:
+    """Send one message, with descriptors, on a SOCK_SEQPACKET socket."""
+    _check(_lib.isobox_send(sock, _ffi.from_buffer(data), len(data), fds, len(fds)))
+
+
+def receive(sock: int, timeout_ms: int) -> tuple[Reply, int, int]:
+    """Wait for one reply. Returns it, a descriptor that came along, and a pid as this process sees it.
+
+    The latter two are -1 where none came. Raises OSError: ETIMEDOUT, EPIPE where the other end is
+    gone, EBADMSG for anything that is not a reply.
+    """
+    reply = _ffi.new("struct isobox_reply *")
+    fd = _ffi.new("int *")
+    pid = _ffi.new("int *")
+    _check(_lib.isobox_receive(sock, reply, fd, pid, timeout_ms))
+    return Reply(reply.kind, reply.op, reply.error, reply.status), fd[0], pid[0]
+
+
+class Pump:
+    """Waits for one exec in C: reads what it writes, feeds its stdin, notices its end.
+
+    Takes over `stdin`, `stdout` and `stderr` (closed with `close`, at EOF or when fed); `status` and
+    `watch` stay the caller's. -1 stands for none. Not for two threads at once.
+    """
+
+    __slots__ = ("_input", "_pump")
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        stdin: int = -1,
+        stdout: int = -1,
+        stderr: int = -1,
+        watch: int = -1,
+        watch_events: int = 1,
+        data: bytes = b"",
+        limit: int = 0,
+    ) -> None:
+        pump = _ffi.new("struct isobox_pump *")
+        pump.status_fd = status
+        pump.stdin_fd = stdin
+        pump.watch_fd = watch
+        pump.watch_events = watch_events
+        pump.stream[0].fd = stdout
+        pump.stream[1].fd = stderr
+        pump.limit = limit
+        if data:
+            self._input = _ffi.from_buffer(data)  # held: the pump has only its address
+            pump.input = self._input
+            pump.input_size = len(data)
+        self._pump = pump
+
+    def run(self, deadline_ns: int = -1) -> int:
+        """Go on until something happens (PUMP_*); `deadline_ns` is of CLOCK_MONOTONIC, -1: none."""
+        event: int = _lib.isobox_pump_run(self._pump, deadline_ns)
+        if event > PUMP_LOST:
+            _check(-(self._pump.error or 5))
+        return event
+
+    def run_until_start(self) -> Reply | None:
+        """Wait for an exec's first record, STARTED or FAILED; None if isobox-init went away."""
+        while True:
+            event = _lib.isobox_pump_first(self._pump)
+            if event != PUMP_INTERRUPTED:
+                break
+        if event == PUMP_LOST:
+            return None
+        if event > PUMP_LOST:
+            _check(-(self._pump.error or 5))
+        r = self._pump.reply
+        return Reply(r.kind, r.op, r.error, r.status)
+
+    def watch(self, fd: int, events: int = 1) -> None:
+        """Report PUMP_WATCH when `fd` has one of `events` (poll(2); 1 is POLLIN)."""
+        self._pump.watch_fd = fd
+        self._pump.watch_events = events
+
+    def unwatch(self) -> None:
+        """Don't look at the watched descriptor any more."""
+        self._pump.watch_fd = -1
+
+    def stop_reading(self) -> None:
+        """Close the streams, keep what was read."""
+        _lib.isobox_pump_stop_reading(self._pump)
+
+    def drain(self) -> int:
+        """Read what is in the pipes now, without waiting for more. Returns PUMP_ENDED or PUMP_LIMIT."""
+        self._pump.have_status = 1
+        return self.run()
+
+    def reply(self) -> Reply | None:
+        """The exec's record, if it has arrived."""
+        if not self._pump.have_status:
+            return None
+        r = self._pump.reply
+        return Reply(
+            r.kind, r.op, r.error, r.status, r.start_ns, r.end_ns, r.user_us, r.system_us, r.maxrss_kib
+        )
+
+    def output(self, stream: int) -> bytes:
+        """What was read: stream 0 is stdout, 1 is stderr."""
+        held = self._pump.stream[stream]
+        if not held.size:
+            return b""
+        data: bytes = _ffi.buffer(held.data, held.size)[:]
+        return data
+
+    @property
+    def room(self) -> int:
+        """Bytes that may still be read before PUMP_LIMIT; only meaningful with a limit."""
+        used: int = self._pump.stream[0].size + self._pump.stream[1].size
+        return int(self._pump.limit) - used
+
+    def close(self) -> None:
+        """Free the buffers and close the streams; idempotent."""
+        _lib.isobox_pump_close(self._pump)
+
+
+def clone_tree(path: str | bytes, *, dir_fd: int = -100, recursive: bool = False) -> int:
+    """Return a detached copy of the mount at `path`: open_tree(2) with OPEN_TREE_CLONE."""
+    encoded = os.fsencode(path)
+    return _check(_lib.isobox_clone_tree(dir_fd, encoded, recursive), path)
+
+
+def mount_setattr(fd: int, attributes: int, *, recursive: bool = False, userns_fd: int = -1) -> None:
+    """Set MOUNT_ATTR_* on a detached mount; with `userns_fd`, make it an idmapped mount."""
+    _check(_lib.isobox_mount_setattr(fd, attributes, recursive, userns_fd))
+
+
+def new_tmpfs(size: int, mode: int) -> int:
+    """Return a detached tmpfs of at most `size` bytes; its root directory has `mode`."""
+    return _check(_lib.isobox_new_tmpfs(b"%d" % size, b"%o" % mode))
+
+
+def openat2(dir_fd: int, path: str | bytes, flags: int, mode: int = 0, *, resolve: int) -> int:
+    """See openat2(2). The descriptor is close-on-exec."""
+    return _check(_lib.isobox_openat2(dir_fd, os.fsencode(path), flags, mode, resolve), path)

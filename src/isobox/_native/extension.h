@@ -1,0 +1,21 @@
+/* What the extension offers to Python; read by cffi too, so declarations only. */
+#ifndef ISOBOX_EXTENSION_H
+#define ISOBOX_EXTENSION_H
+
+#include "isobox.h"
+
+int isobox_init_memfd(const unsigned char *program, unsigned long size, unsigned int mode);
+int isobox_spawn_init(struct isobox_spawn *spawn);
+int isobox_send(int sock, const unsigned char *data, unsigned long size, const int *fds, unsigned int nfds);
+int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int timeout_ms);
+int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns);
+int isobox_pump_first(struct isobox_pump *pump);
+void isobox_pump_stop_reading(struct isobox_pump *pump);
+void isobox_pump_close(struct isobox_pump *pump);
+int isobox_clone_tree(int dirfd, const char *path, int recursive);
+int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int userns_fd);
+int isobox_new_tmpfs(const char *size, const char *mode);
+int isobox_openat2(int dirfd, const char *path, unsigned long long flags, unsigned long long mode,
+                   unsigned long long resolve);
+
+#endif

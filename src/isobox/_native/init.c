@@ -1,0 +1,648 @@
+/* isobox-init: the first program in a container and its PID 1. No libc, no allocation.
+ *
+ * Started by the extension's clone3 + execveat in the new namespaces. Waits for the plan on the
+ * control socket, carries it out, answers READY, and from then on reaps and serves requests. It ends,
+ * and the kernel ends everything in the PID namespace with it, when its owner does: the owner's pidfd
+ * becomes readable, or the control socket closes.
+ *
+ * Every answer is one struct isobox_reply: the stage, the op and the errno, never text. */
+#include "ops.h"
+
+enum {
+    EINTR_ = 4,
+    EAGAIN_ = 11,
+    ENOENT_ = 2,
+    ENOSPC_ = 28,
+    EBADMSG_ = 74,
+    ESRCH_ = 3,
+    EINVAL_ = 22,
+    AT_FDCWD_ = -100,
+    O_CLOEXEC_ = 02000000,
+    O_NONBLOCK_ = 04000,
+    O_NOCTTY_ = 0400,
+    O_PATH_ = 010000000,
+    RESOLVE_IN_ROOT_ = 0x10,
+    RESOLVE_NO_MAGICLINKS_ = 0x02,
+    POLLIN_ = 1,
+    SIGCHLD_ = 17,
+    SIGKILL_ = 9,
+    SIG_SETMASK_ = 2,
+    CLONE_VM_ = 0x100,
+    CLONE_VFORK_ = 0x4000,
+    CLONE_NEWPID_ = 0x20000000,
+    MSG_CMSG_CLOEXEC_ = 0x40000000,
+    MSG_NOSIGNAL_ = 0x4000,
+    MSG_TRUNC_ = 0x20,
+    MSG_CTRUNC_ = 8,
+    SOL_SOCKET_ = 1,
+    SCM_RIGHTS_ = 1,
+    SCM_CREDENTIALS_ = 2,
+    WNOHANG_ = 1,
+    PROT_RW = 3,
+    MAP_PRIVATE_ = 2,
+    MAP_SHARED_ = 1,
+    MAP_ANONYMOUS_ = 0x20,
+    STACK_SIZE = 32768,
+};
+
+struct iovec_ {
+    void *base;
+    size_t size;
+};
+
+struct msghdr_ {
+    void *name;
+    int namelen;
+    struct iovec_ *iov;
+    size_t iovlen;
+    void *control;
+    size_t controllen;
+    unsigned int flags;
+};
+
+struct cmsghdr_ {
+    size_t len;
+    int level;
+    int type;
+};
+
+struct pollfd_ {
+    int fd;
+    short events;
+    short revents;
+};
+
+struct timespec_ {
+    long sec;
+    long nsec;
+};
+
+struct exec_slot {
+    long long id;
+    long long start_ns;
+    int pid; /* 0: free */
+    int status_fd;
+    int nested;
+};
+
+/* What the child of an exec needs; it shares our memory until it execs. */
+struct exec_child {
+    struct isobox_run run;
+    long failed;
+};
+
+static struct exec_slot slots[ISOBOX_EXECS_MAX];
+static int slots_used;     /* slots at and above were never used */
+static volatile int *nested_status; /* shared with the first process of an own PID namespace */
+static int signal_fd;
+static const uint64_t all_signals = ~0ull;
+
+static unsigned char message[ISOBOX_MESSAGE_MAX + sizeof(struct isobox_request)];
+static union {
+    struct cmsghdr_ head;
+    unsigned char bytes[sizeof(struct cmsghdr_) + sizeof(int) * ISOBOX_FDS_MAX + 64];
+} control;
+static unsigned char child_stack[STACK_SIZE] __attribute__((aligned(16)));
+static int received[ISOBOX_FDS_MAX];
+static unsigned int received_count;
+
+/* gcc would otherwise see through these loops and call the functions from within themselves. */
+#pragma GCC optimize("no-tree-loop-distribute-patterns")
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size)
+{
+    unsigned char *t = to;
+    const unsigned char *f = from;
+    while (size--)
+        *t++ = *f++;
+    return to;
+}
+
+void *memset(void *at, int byte, size_t size)
+{
+    unsigned char *t = at;
+    while (size--)
+        *t++ = (unsigned char)byte;
+    return at;
+}
+
+static void __attribute__((noreturn)) leave(int code)
+{
+    for (;;)
+        SYS1(__NR_exit_group, code);
+}
+
+static long long now(void)
+{
+    struct timespec_ t = {0, 0};
+    SYS2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, &t);
+    return (long long)t.sec * 1000000000 + t.nsec;
+}
+
+static void set_cloexec(int fd)
+{
+    SYS3(__NR_fcntl, fd, 2 /* F_SETFD */, 1 /* FD_CLOEXEC */);
+}
+
+static void close_received(void)
+{
+    for (unsigned int i = 0; i < received_count; i++)
+        if (received[i] >= 0)
+            SYS1(__NR_close, received[i]);
+    received_count = 0;
+}
+
+/* One message with its descriptors into `message` and `received`. Its size, 0 at the end, or -errno. */
+static long receive(void)
+{
+    struct iovec_ iov = {message, sizeof message};
+    struct msghdr_ header = {0, 0, &iov, 1, &control, sizeof control, 0};
+    long size;
+    received_count = 0;
+    do
+        size = SYS3(__NR_recvmsg, ISOBOX_FD_CONTROL, &header, MSG_CMSG_CLOEXEC_);
+    while (size == -EINTR_);
+    if (size <= 0)
+        return size;
+    if (header.controllen >= sizeof(struct cmsghdr_) && control.head.level == SOL_SOCKET_ &&
+        control.head.type == SCM_RIGHTS_ && control.head.len <= header.controllen) {
+        received_count = (unsigned int)((control.head.len - sizeof(struct cmsghdr_)) / sizeof(int));
+        if (received_count > ISOBOX_FDS_MAX)
+            leave(1);
+        memcpy(received, control.bytes + sizeof(struct cmsghdr_), received_count * sizeof(int));
+    }
+    if (header.flags & (MSG_TRUNC_ | MSG_CTRUNC_)) {
+        close_received();
+        return -EBADMSG_;
+    }
+    return size;
+}
+
+/* Answers on the control socket; `fd` and `pid` travel as ancillary data where they are not 0. */
+static void answer(struct isobox_reply *reply, int fd, int pid)
+{
+    struct iovec_ iov = {reply, sizeof *reply};
+    struct msghdr_ header = {0, 0, &iov, 1, 0, 0, 0};
+    struct {
+        struct cmsghdr_ head;
+        int data[4];
+    } ancillary;
+    memset(&ancillary, 0, sizeof ancillary);
+    ancillary.head.level = SOL_SOCKET_;
+    if (fd > 0 || pid > 0) {
+        /* For credentials: pid here, which the kernel translates for the owner; uid 0, gid 0. */
+        ancillary.head.type = fd > 0 ? SCM_RIGHTS_ : SCM_CREDENTIALS_;
+        ancillary.head.len = sizeof(struct cmsghdr_) + (fd > 0 ? sizeof(int) : 3 * sizeof(int));
+        ancillary.data[0] = fd > 0 ? fd : pid;
+        header.control = &ancillary;
+        header.controllen = ancillary.head.len;
+    }
+    SYS3(__NR_sendmsg, ISOBOX_FD_CONTROL, &header, MSG_NOSIGNAL_);
+}
+
+static void answer_code(long failed)
+{
+    struct isobox_reply reply;
+    memset(&reply, 0, sizeof reply);
+    reply.kind = failed < 0 ? ISOBOX_FAILED : ISOBOX_DONE;
+    reply.error = failed < 0 ? (int)-failed : 0;
+    answer(&reply, 0, 0);
+}
+
+/* An exec's own descriptor is a pipe: a record is far below PIPE_BUF, so it arrives whole. */
+static void report(int status_fd, struct isobox_reply *reply)
+{
+    SYS3(__NR_write, status_fd, reply, sizeof *reply);
+}
+
+/* The ops of the request in `message`: behind the header, or in a memfd mapped for the request's time. */
+static const unsigned char *payload(const struct isobox_request *request, long size, void **mapped)
+{
+    *mapped = 0;
+    if (!(request->flags & ISOBOX_PAYLOAD_FD))
+        return (long)request->size <= size - (long)sizeof *request ? message + sizeof *request : 0;
+    if (received_count == 0 || request->size == 0 || request->size > ISOBOX_PAYLOAD_MAX)
+        return 0;
+    long at = SYS6(__NR_mmap, 0, request->size, PROT_RW, MAP_PRIVATE_, received[received_count - 1], 0);
+    if (at < 0 && at > -4096)
+        return 0;
+    *mapped = (void *)at;
+    return *mapped;
+}
+
+static void setup(const struct isobox_request *request, long size)
+{
+    struct isobox_reply reply;
+    struct isobox_run run;
+    void *mapped;
+    memset(&reply, 0, sizeof reply);
+    memset(&run, 0, sizeof run);
+    run.ops = payload(request, size, &mapped);
+    run.size = request->size;
+    run.fds = received;
+    run.nfds = received_count;
+    long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG_;
+    if (mapped)
+        SYS2(__NR_munmap, mapped, request->size);
+    reply.kind = failed ? ISOBOX_FAILED : ISOBOX_READY;
+    reply.op = run.op;
+    reply.error = (int)-failed;
+    answer(&reply, 0, 0);
+    if (failed)
+        leave(1);
+}
+
+/* Runs in the child: on its own stack, in our memory (CLONE_VM) unless it has its own PID namespace. */
+static void exec_child(void *argument)
+{
+    struct exec_child *child = argument;
+    uint64_t none = 0;
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK_, &none, 0, sizeof none);
+    child->failed = isobox_run_ops(&child->run);
+    SYS1(__NR_exit, 127);
+}
+
+static long clone_child(void (*entry)(void *), void *argument, uint64_t flags, int cgroup_fd)
+{
+    struct isobox_clone_args args;
+    memset(&args, 0, sizeof args);
+    args.flags = flags;
+    args.exit_signal = SIGCHLD_;
+    if (flags & CLONE_VM_) {
+        args.stack = (uint64_t)(uintptr_t)child_stack;
+        args.stack_size = sizeof child_stack;
+    }
+    if (cgroup_fd >= 0) {
+        args.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP */
+        args.cgroup = (uint64_t)cgroup_fd;
+    }
+    return isobox_clone3(&args, entry, argument);
+}
+
+static void fill_usage(struct isobox_reply *reply, const long *rusage)
+{
+    reply->user_us = (long long)rusage[0] * 1000000 + rusage[1];
+    reply->system_us = (long long)rusage[2] * 1000000 + rusage[3];
+    reply->maxrss_kib = rusage[4];
+}
+
+/* The first process of an exec's own PID namespace: starts the program, reaps, passes signals on.
+ * When it leaves, the kernel ends all that the program started. */
+struct nested {
+    struct exec_child *child;
+    int status_fd;
+    int slot;
+};
+
+static void nested_main(void *argument)
+{
+    struct nested *nested = argument;
+    struct isobox_reply reply;
+    memset(&reply, 0, sizeof reply);
+    SYS1(__NR_close, ISOBOX_FD_CONTROL);
+    int signals = (int)SYS4(__NR_signalfd4, -1, &all_signals, sizeof all_signals, O_CLOEXEC_);
+    long pid = clone_child(exec_child, nested->child, CLONE_VM_ | CLONE_VFORK_, -1);
+    if (pid < 0 || nested->child->failed) {
+        reply.kind = ISOBOX_FAILED;
+        reply.op = nested->child->run.op;
+        reply.error = (int)-(pid < 0 ? pid : nested->child->failed);
+        report(nested->status_fd, &reply);
+        leave(1);
+    }
+    for (;;) {
+        struct {
+            uint32_t signal;
+            uint32_t rest[31];
+        } info;
+        long size = SYS3(__NR_read, signals, &info, sizeof info);
+        if (size != sizeof info)
+            continue;
+        if (info.signal != SIGCHLD_) {
+            SYS2(__NR_kill, pid, info.signal);
+            continue;
+        }
+        for (;;) {
+            int status = 0;
+            long ended = SYS4(__NR_wait4, -1, &status, WNOHANG_, 0);
+            if (ended <= 0)
+                break;
+            if (ended == pid) {
+                nested_status[nested->slot] = status;
+                leave(0);
+            }
+        }
+    }
+}
+
+static int free_slot(void)
+{
+    for (int i = 0; i < slots_used; i++)
+        if (slots[i].pid == 0)
+            return i;
+    return slots_used < ISOBOX_EXECS_MAX ? slots_used++ : -1;
+}
+
+static long shared_statuses(void)
+{
+    if (nested_status)
+        return 0;
+    long at = SYS6(__NR_mmap, 0, sizeof(int) * ISOBOX_EXECS_MAX, PROT_RW, MAP_SHARED_ | MAP_ANONYMOUS_,
+                   -1, 0);
+    if (at < 0 && at > -4096)
+        return at;
+    nested_status = (volatile int *)at;
+    return 0;
+}
+
+/* fds[0] is the exec's status pipe; the plan refers to the others by their index. */
+static void serve_exec(const struct isobox_request *request, long size)
+{
+    struct isobox_reply reply;
+    struct exec_child child;
+    void *mapped;
+    long pid = -EBADMSG_;
+    memset(&reply, 0, sizeof reply);
+    memset(&child, 0, sizeof child);
+    if (received_count == 0)
+        return;
+    int slot = free_slot();
+    int cgroup_fd = -1;
+    if (request->flags & ISOBOX_CGROUP_FD && request->arg[1] >= 0 && request->arg[1] < received_count)
+        cgroup_fd = received[request->arg[1]];
+    child.run.ops = payload(request, size, &mapped);
+    child.run.size = request->size;
+    child.run.fds = received;
+    child.run.nfds = received_count;
+    reply.start_ns = now();
+    if (slot < 0) {
+        pid = -ENOSPC_;
+    } else if (!child.run.ops) {
+        pid = -EBADMSG_;
+    } else if (request->flags & ISOBOX_OWN_PIDNS) {
+        struct nested nested = {&child, received[0], slot};
+        pid = shared_statuses();
+        if (pid == 0) {
+            nested_status[slot] = SIGKILL_;
+            pid = clone_child(nested_main, &nested, CLONE_NEWPID_, cgroup_fd);
+        }
+    } else {
+        pid = clone_child(exec_child, &child, CLONE_VM_ | CLONE_VFORK_, cgroup_fd);
+    }
+    if (mapped)
+        SYS2(__NR_munmap, mapped, request->size);
+    if (pid < 0 || child.failed) {
+        reply.kind = ISOBOX_FAILED;
+        reply.op = pid < 0 ? -1 : child.run.op;
+        reply.error = (int)-(pid < 0 ? pid : child.failed);
+        report(received[0], &reply);
+        return;
+    }
+    slots[slot].id = request->id;
+    slots[slot].start_ns = reply.start_ns;
+    slots[slot].pid = (int)pid;
+    slots[slot].nested = (request->flags & ISOBOX_OWN_PIDNS) != 0;
+    slots[slot].status_fd = received[0];
+    if (request->flags & ISOBOX_WANT_START) {
+        reply.kind = ISOBOX_STARTED;
+        reply.status = (int)pid;
+        report(received[0], &reply);
+    }
+    received[0] = -1;
+}
+
+static struct exec_slot *find_exec(long long id)
+{
+    for (int i = 0; i < slots_used; i++)
+        if (slots[i].pid && slots[i].id == id)
+            return &slots[i];
+    return 0;
+}
+
+/* Only we reap, so a pid in the table is that exec's until we take it out: no reuse race. */
+static void serve_signal(const struct isobox_request *request)
+{
+    struct exec_slot *exec = find_exec(request->arg[0]);
+    answer_code(exec ? SYS2(__NR_kill, exec->pid, request->arg[1]) : -ESRCH_);
+}
+
+static void serve_locate(const struct isobox_request *request)
+{
+    struct isobox_reply reply;
+    struct exec_slot *exec = find_exec(request->arg[0]);
+    if (!exec) {
+        answer_code(-ESRCH_);
+        return;
+    }
+    memset(&reply, 0, sizeof reply);
+    reply.kind = ISOBOX_DONE;
+    reply.status = exec->pid;
+    answer(&reply, 0, exec->pid);
+}
+
+/* The next NUL-ended string of a file request. */
+static const char *request_string(const struct isobox_request *request, long size, unsigned int number)
+{
+    long end = (long)sizeof *request + (long)request->size;
+    long at = sizeof *request;
+    if (end > size || request->size == 0 || message[end - 1] != 0)
+        return 0;
+    while (number--) {
+        while (at < end && message[at])
+            at++;
+        at++;
+    }
+    return at < end ? (const char *)message + at : 0;
+}
+
+static long base_directory(const struct isobox_request *request)
+{
+    if (request->arg[2] == 0)
+        return 0;
+    if (request->arg[2] < 0 || request->arg[2] > isobox_base_count)
+        return -EBADMSG_;
+    return isobox_bases[request->arg[2] - 1];
+}
+
+/* Opens below "/" (which is the container's) or below a base; never through /proc's magic links. */
+static long open_inside(long base, const char *path, uint64_t flags, uint64_t mode)
+{
+    struct isobox_open_how how = {flags | O_CLOEXEC_, mode, RESOLVE_IN_ROOT_ | RESOLVE_NO_MAGICLINKS_};
+    if (base == 0) {
+        long root = SYS4(__NR_openat, AT_FDCWD_, "/", O_PATH_ | O_CLOEXEC_, 0);
+        if (root < 0)
+            return root;
+        long fd = SYS4(__NR_openat2, root, path, &how, sizeof how);
+        SYS1(__NR_close, root);
+        return fd;
+    }
+    return SYS4(__NR_openat2, base, path, &how, sizeof how);
+}
+
+static void serve_open(const struct isobox_request *request, long size)
+{
+    const char *path = request_string(request, size, 0);
+    long base = base_directory(request);
+    if (!path || base < 0) {
+        answer_code(-EBADMSG_);
+        return;
+    }
+    uint64_t flags = (uint64_t)request->arg[0];
+    if (!(flags & O_PATH_))
+        flags |= O_NONBLOCK_ | O_NOCTTY_; /* a FIFO or a terminal inside must not hold PID 1 up */
+    long fd = open_inside(base, path, flags, (uint64_t)request->arg[1]);
+    if (fd < 0) {
+        answer_code(fd);
+        return;
+    }
+    struct isobox_reply reply;
+    memset(&reply, 0, sizeof reply);
+    reply.kind = ISOBOX_DONE;
+    answer(&reply, (int)fd, 0);
+    SYS1(__NR_close, fd);
+}
+
+/* mkdir, symlink and unlink: the parent is opened inside, then the *at call takes the last name. */
+static void serve_name(const struct isobox_request *request, long size)
+{
+    static char parent[4096];
+    const char *path = request_string(request, size, 0);
+    long base = base_directory(request);
+    if (!path || base < 0) {
+        answer_code(-EBADMSG_);
+        return;
+    }
+    unsigned int cut = 0;
+    for (unsigned int i = 0; path[i]; i++)
+        if (path[i] == '/')
+            cut = i + 1;
+    if (cut >= sizeof parent) {
+        answer_code(-36 /* ENAMETOOLONG */);
+        return;
+    }
+    memcpy(parent, path, cut);
+    parent[cut] = 0;
+    long directory = open_inside(base, cut ? parent : ".", O_PATH_, 0);
+    long failed = directory;
+    if (directory >= 0) {
+        const char *name = path + cut;
+        const char *target = request_string(request, size, 1);
+        if (request->kind == ISOBOX_MKDIR)
+            failed = SYS3(__NR_mkdirat, directory, name, request->arg[1]);
+        else if (request->kind == ISOBOX_UNLINK)
+            failed = SYS3(__NR_unlinkat, directory, name, request->arg[0]);
+        else
+            failed = target ? SYS3(__NR_symlinkat, target, directory, name) : -EBADMSG_;
+        SYS1(__NR_close, directory);
+    }
+    answer_code(failed < 0 ? failed : 0);
+}
+
+static void serve(void)
+{
+    long size = receive();
+    if (size <= 0 && size != -EBADMSG_)
+        leave(0); /* the owner closed its end */
+    struct isobox_request request;
+    if (size < (long)sizeof request) {
+        answer_code(-EBADMSG_);
+        close_received();
+        return;
+    }
+    memcpy(&request, message, sizeof request);
+    switch (request.kind) {
+    case ISOBOX_EXEC: serve_exec(&request, size); break;
+    case ISOBOX_SIGNAL: serve_signal(&request); break;
+    case ISOBOX_LOCATE: serve_locate(&request); break;
+    case ISOBOX_OPEN: serve_open(&request, size); break;
+    case ISOBOX_MKDIR:
+    case ISOBOX_SYMLINK:
+    case ISOBOX_UNLINK: serve_name(&request, size); break;
+    default: answer_code(-EBADMSG_);
+    }
+    close_received();
+}
+
+static void reap(void)
+{
+    for (;;) {
+        int status = 0;
+        long rusage[18];
+        long pid = SYS4(__NR_wait4, -1, &status, WNOHANG_, rusage);
+        if (pid <= 0)
+            return;
+        for (int i = 0; i < slots_used; i++) {
+            if (slots[i].pid != pid)
+                continue;
+            struct isobox_reply reply;
+            memset(&reply, 0, sizeof reply);
+            reply.kind = ISOBOX_ENDED;
+            reply.status = slots[i].nested ? nested_status[i] : status;
+            reply.start_ns = slots[i].start_ns;
+            reply.end_ns = now();
+            fill_usage(&reply, rusage);
+            report(slots[i].status_fd, &reply);
+            SYS1(__NR_close, slots[i].status_fd);
+            slots[i].pid = 0;
+            break;
+        }
+    }
+}
+
+static void reset_signals(void)
+{
+    /* struct sigaction of the kernel: handler, flags, restorer, mask; all 0 is SIG_DFL. */
+    unsigned long action[4] = {0, 0, 0, 0};
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK_, &all_signals, 0, sizeof all_signals);
+    for (int signal = 1; signal <= 64; signal++)
+        SYS4(__NR_rt_sigaction, signal, action, 0, 8);
+}
+
+void isobox_main(void);
+
+__attribute__((noreturn, used)) void isobox_main(void)
+{
+    const uint64_t child = 1ull << (SIGCHLD_ - 1);
+    reset_signals();
+    for (int fd = 0; fd <= ISOBOX_FD_OWNER; fd++)
+        set_cloexec(fd);
+    long opened = SYS4(__NR_signalfd4, -1, &child, sizeof child, O_CLOEXEC_ | O_NONBLOCK_);
+    if (opened < 0)
+        leave(1);
+    signal_fd = (int)opened;
+
+    struct pollfd_ watched[3] = {
+        {ISOBOX_FD_CONTROL, POLLIN_, 0}, {ISOBOX_FD_OWNER, POLLIN_, 0}, {signal_fd, POLLIN_, 0}};
+    int ready = 0;
+    for (;;) {
+        SYS5(__NR_ppoll, watched, 3, 0, 0, 0);
+        if (watched[1].revents)
+            leave(0);
+        if (watched[2].revents) {
+            unsigned char info[128 * 8];
+            SYS3(__NR_read, signal_fd, info, sizeof info);
+            reap();
+        }
+        if (!watched[0].revents)
+            continue;
+        if (ready) {
+            serve();
+            continue;
+        }
+        long size = receive();
+        struct isobox_request request;
+        if (size < (long)sizeof request)
+            leave(0);
+        memcpy(&request, message, sizeof request);
+        if (request.kind != ISOBOX_SETUP)
+            leave(1);
+        setup(&request, size);
+        close_received();
+        ready = 1;
+    }
+}
+
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall isobox_main\n\thlt\n");
+#else
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tbl isobox_main\n\tbrk #1\n");
+#endif

@@ -1,0 +1,30 @@
+/* isobox-init's two halves: init.c (PID 1: requests, reaping) and ops.c (carrying out a plan). */
+#ifndef ISOBOX_OPS_H
+#define ISOBOX_OPS_H
+
+#include "isobox.h"
+#include "syscalls.h"
+
+/* A plan being carried out. On failure `op` is the index of the op that failed. */
+struct isobox_run {
+    const unsigned char *ops;
+    unsigned long size;
+    const int *fds;
+    unsigned int nfds;
+    int op;
+    int context; /* fsopen's descriptor, -1 */
+    int tree;    /* the detached mount in hand, -1 */
+    int root;    /* the new root until PIVOT, -1 */
+};
+
+/* 0, or a negative errno. */
+long isobox_run_ops(struct isobox_run *run);
+
+/* Directories that file requests may start from: index 0 is "/" and is not stored. */
+extern int isobox_bases[ISOBOX_BASES_MAX];
+extern unsigned int isobox_base_count;
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+void *memset(void *at, int byte, size_t size);
+
+#endif

@@ -1,0 +1,126 @@
+/* Raw system calls for code that must not touch libc: isobox-init, and the extension's child
+ * between clone3 and execveat, which shares the host program's memory.
+ *
+ * A call returns what the kernel returned: a negative errno on failure. Nothing here sets errno.
+ * Constants that older headers lack are defined with the kernel's values (include/uapi/linux). */
+#ifndef ISOBOX_SYSCALLS_H
+#define ISOBOX_SYSCALLS_H
+
+#include <asm/unistd.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef __NR_clone3
+#define __NR_clone3 435
+#endif
+#ifndef __NR_close_range
+#define __NR_close_range 436
+#endif
+#ifndef __NR_openat2
+#define __NR_openat2 437
+#endif
+#ifndef __NR_mount_setattr
+#define __NR_mount_setattr 442
+#endif
+
+struct isobox_clone_args {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        set_tid_size, cgroup;
+};
+
+struct isobox_open_how {
+    uint64_t flags, mode, resolve;
+};
+
+struct isobox_mount_attr {
+    uint64_t set, clear, propagation, userns_fd;
+};
+
+#if defined(__x86_64__)
+
+static inline long isobox_syscall6(long n, long a, long b, long c, long d, long e, long f)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+/* The child runs entry(arg) on the stack that args names and never comes back. */
+static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(void *), void *arg)
+{
+    long result;
+    register void (*r8)(void *) __asm__("r8") = entry;
+    register void *r9 __asm__("r9") = arg;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r9, %%rdi\n\t"
+                     "call *%%r8\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "a"(__NR_clone3), "D"(args), "S"(sizeof *args), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+#elif defined(__aarch64__)
+
+static inline long isobox_syscall6(long n, long a, long b, long c, long d, long e, long f)
+{
+    register long x8 __asm__("x8") = n;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc #0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
+    return x0;
+}
+
+static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(void *), void *arg)
+{
+    register long x8 __asm__("x8") = __NR_clone3;
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = sizeof *args;
+    register void (*x2)(void *) __asm__("x2") = entry;
+    register void *x3 __asm__("x3") = arg;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "mov x0, x3\n\t"
+                     "blr x2\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3)
+                     : "memory");
+    return x0;
+}
+
+#else
+#error "isobox runs on x86-64 and aarch64"
+#endif
+
+#define SYS0(n) isobox_syscall6(n, 0, 0, 0, 0, 0, 0)
+#define SYS1(n, a) isobox_syscall6(n, (long)(a), 0, 0, 0, 0, 0)
+#define SYS2(n, a, b) isobox_syscall6(n, (long)(a), (long)(b), 0, 0, 0, 0)
+#define SYS3(n, a, b, c) isobox_syscall6(n, (long)(a), (long)(b), (long)(c), 0, 0, 0)
+#define SYS4(n, a, b, c, d) isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
+#define SYS5(n, a, b, c, d, e) \
+    isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+#define SYS6(n, a, b, c, d, e, f) \
+    isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+#endif

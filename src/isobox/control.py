@@ -1,0 +1,171 @@
+"""The socket to a container's isobox-init: requests out, untrusted replies back.
+
+A request is one message; its answer is one fixed record (isobox.h), with at most one descriptor. An
+exec's own story goes over a pipe of its own, so any number of threads may exec at once; the other
+requests take turns under a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Sequence
+
+from . import _native
+from .errors import StateError
+from .plan.ops import encode_request
+
+REPLY_TIMEOUT_MS = 10_000
+"""isobox-init answers in microseconds; after this long something inside holds it up."""
+
+
+class Control:
+    """Owns the socket. `Inside` of `isobox.files` in the flesh: paths are resolved by the container."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        """The socket; -1 after close."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the socket, which ends the container; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _gone(self, error: OSError) -> StateError:
+        return StateError(f"the container has stopped ({error.strerror})")
+
+    def setup(self, plan: bytes, fds: Sequence[int]) -> _native.Reply:
+        """Send the plan and wait for READY or FAILED."""
+        self._send(_native.SETUP, plan, fds)
+        try:
+            reply, fd, _pid = _native.receive(self._fd, REPLY_TIMEOUT_MS * 6)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                return _native.Reply(_native.FAILED, -1, errno.EPIPE, 0)
+            raise
+        if fd >= 0:
+            os.close(fd)
+        return reply
+
+    def exec(self, plan: bytes, fds: Sequence[int], *, number: int, flags: int, cgroup: int = -1) -> None:
+        """Ask for an exec; what becomes of it comes through fds[0]."""
+        if cgroup >= 0:
+            flags |= _native.CGROUP_FD
+        try:
+            self._send(_native.EXEC, plan, fds, number=number, flags=flags, args=(0, cgroup, 0))
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF):
+                raise self._gone(error) from None
+            raise
+
+    def _send(
+        self,
+        kind: int,
+        payload: bytes,
+        fds: Sequence[int],
+        *,
+        number: int = 0,
+        flags: int = 0,
+        args: tuple[int, ...] = (),
+    ) -> None:
+        if self._fd < 0:
+            raise StateError("the container has stopped")
+        size = len(payload)
+        if size <= _native.MESSAGE_MAX:
+            head = encode_request(kind, flags=flags, size=size, nfds=len(fds), number=number, args=args)
+            _native.send(self._fd, head + payload, fds)
+            return
+        if size > _native.PAYLOAD_MAX:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        memfd = os.memfd_create("isobox-plan")
+        try:
+            view = memoryview(payload)
+            while view:
+                view = view[os.write(memfd, view) :]
+            flags |= _native.PAYLOAD_FD
+            head = encode_request(kind, flags=flags, size=size, nfds=len(fds) + 1, number=number, args=args)
+            _native.send(self._fd, head, [*fds, memfd])
+        finally:
+            os.close(memfd)
+
+    def _ask(self, kind: int, payload: bytes, args: tuple[int, ...]) -> tuple[int, int]:
+        """Send and wait: (descriptor, pid), -1 where there is none. OSError as isobox-init met it."""
+        head = encode_request(kind, size=len(payload), args=args)
+        with self._lock:
+            if self._fd < 0:
+                raise StateError("the container has stopped")
+            try:
+                _native.send(self._fd, head + payload)
+                reply, fd, pid = _native.receive(self._fd, REPLY_TIMEOUT_MS)
+            except OSError as error:
+                if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                    raise self._gone(error) from None
+                if error.errno in (errno.ETIMEDOUT, errno.EBADMSG):
+                    # The answer may still come and would be taken for the next one's: give up on it.
+                    self.close()
+                    raise StateError(f"the container's init does not answer properly: {error}") from None
+                raise
+        if reply.kind != _native.DONE:
+            if fd >= 0:
+                os.close(fd)
+            number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
+            raise OSError(number, os.strerror(number))
+        return fd, pid
+
+    def _ask_path(self, kind: int, path: str, *more: str, args: tuple[int, ...]) -> int:
+        texts = [os.fsencode(text) for text in (path, *more)]
+        if any(b"\0" in text for text in texts):
+            raise ValueError("embedded null byte in a path")
+        if sum(map(len, texts)) > 16384:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+        try:
+            fd, _pid = self._ask(kind, b"".join(text + b"\0" for text in texts), args)
+        except OSError as error:
+            error.filename = path
+            raise
+        return fd
+
+    def open(self, path: str, flags: int, mode: int = 0o666, *, base: int = 0) -> int:
+        """Open as the container's root does; the caller owns the descriptor. Never blocks on a FIFO."""
+        creates = flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0))
+        fd = self._ask_path(_native.OPEN, path, args=(flags, mode if creates else 0, base))
+        if fd < 0:
+            raise OSError(errno.EPROTO, "no descriptor came back", path)
+        return fd
+
+    def mkdir(self, path: str, mode: int = 0o777, *, base: int = 0) -> None:
+        """Make a directory."""
+        self._ask_path(_native.MKDIR, path, args=(0, mode, base))
+
+    def symlink(self, target: str, path: str, *, base: int = 0) -> None:
+        """Make a symbolic link at `path`."""
+        self._ask_path(_native.SYMLINK, path, target, args=(0, 0, base))
+
+    def unlink(self, path: str, *, base: int = 0) -> None:
+        """Remove a name that is not a directory."""
+        self._ask_path(_native.UNLINK, path, args=(0, 0, base))
+
+    def rmdir(self, path: str, *, base: int = 0) -> None:
+        """Remove an empty directory."""
+        self._ask_path(_native.UNLINK, path, args=(0x200, 0, base))  # AT_REMOVEDIR
+
+    def signal(self, number: int, signal: int) -> bool:
+        """Send a signal to the program of an exec; False if it has ended."""
+        with contextlib.suppress(ProcessLookupError, StateError):
+            self._ask(_native.SIGNAL, b"", (number, signal))
+            return True
+        return False
+
+    def locate(self, number: int) -> int | None:
+        """The pid of an exec's program as this process sees it; None if it has ended."""
+        with contextlib.suppress(ProcessLookupError, StateError):
+            _fd, pid = self._ask(_native.LOCATE, b"", (number,))
+            return pid if pid > 0 else None
+        return None

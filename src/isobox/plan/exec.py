@@ -1,0 +1,100 @@
+"""The plan of one exec: a short list of ops that ends in the program's own execve.
+
+All but the last op is the same for every exec of a container with the same options, so its bytes are
+made once (`ExecTemplate`); what is left for each exec is packing its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+from .ops import Op, encode, encode_op, make
+
+STATUS_FD, STDIN_FD, STDOUT_FD, STDERR_FD, FIRST_JOIN_FD = range(5)
+"""Places in the table of descriptors that travels with an exec."""
+
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@frozen
+class User:
+    """Who a program runs as, in the container's own numbers."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    home: str = "/root"
+
+
+def exec_ops(
+    *,
+    joins: int,
+    user: User,
+    groups_allowed: bool,
+    capabilities: int,
+    rlimits: Mapping[int, tuple[int, int]],
+    seccomp: bytes | None,
+    workdir: str,
+    tty: bool,
+) -> list[Op]:
+    """Return the ops of an exec up to the execve. `joins`: descriptors of cgroups to join, v1."""
+    ops = [make("JOIN_CGROUP", FIRST_JOIN_FD + number) for number in range(joins)]
+    ops.append(make("STREAMS", STDIN_FD, STDOUT_FD, STDERR_FD, note="stdin, stdout, stderr"))
+    ops.append(make("SESSION", note="of its own"))
+    if tty:
+        ops.append(make("TERMINAL", user.uid, note="controlling terminal"))
+    ops += [make("RLIMIT", number, soft & (2**63 - 1) if soft < 2**63 else -1, hard if hard < 2**63 else -1)
+            for number, (soft, hard) in rlimits.items()]
+    if groups_allowed:
+        packed = b"".join(group.to_bytes(4, "little") for group in user.groups)
+        ops.append(make("GROUPS", len(user.groups), strings=(packed,), note=f"{list(user.groups)}"))
+    ops.append(make("IDS", user.uid, user.gid, note=f"uid {user.uid}, gid {user.gid}"))
+    kept = capabilities if user.uid == 0 else 0
+    ops.append(make("CAPABILITIES", kept, note=f"{kept:#x}"))
+    ops.append(make("NO_NEW_PRIVS", note="set"))
+    ops.append(make("CHDIR", strings=(workdir.encode("utf-8", "surrogateescape"),)))
+    if seccomp is not None:
+        ops.append(make("SECCOMP", strings=(seccomp,), note=f"{len(seccomp) // 8} instructions"))
+    return ops
+
+
+def exec_op(args: Sequence[bytes], env: Mapping[str, str]) -> Op:
+    """Return the op that becomes the program; a name without "/" is searched in the PATH of `env`."""
+    packed_env, count = pack_env(env)
+    return _exec(args, packed_env, count, env.get("PATH", SEARCH_PATH))
+
+
+def pack_env(env: Mapping[str, str]) -> tuple[bytes, int]:
+    """Return the environment as the kernel takes it, and the number of its variables."""
+    text = "".join([f"{name}={value}\0" for name, value in env.items()])
+    return text.encode("utf-8", "surrogateescape"), len(env)
+
+
+def _exec(args: Sequence[bytes], packed_env: bytes, env_count: int, path: str) -> Op:
+    room = bytes(8 * (len(args) + env_count + 2))
+    argv = b"\0".join(args) + b"\0"
+    search = path.encode("utf-8", "surrogateescape")
+    return make("EXEC", len(args), env_count, strings=(args[0], search, room, argv, packed_env))
+
+
+@frozen(slots=False)
+class ExecTemplate:
+    """The bytes that all execs of one kind begin with, and their packed environment."""
+
+    ops: tuple[Op, ...]
+    prefix: bytes
+    env: bytes
+    env_count: int
+    path: str
+
+    @classmethod
+    def make(cls, ops: Sequence[Op], env: Mapping[str, str]) -> ExecTemplate:
+        """Encode what does not change from exec to exec."""
+        packed, count = pack_env(env)
+        return cls(tuple(ops), encode(ops), packed, count, env.get("PATH", SEARCH_PATH))
+
+    def encode(self, args: Sequence[bytes]) -> bytes:
+        """Return the whole plan of one exec."""
+        return self.prefix + encode_op(_exec(args, self.env, self.env_count, self.path))

@@ -1,0 +1,77 @@
+"""One step of a plan as data: what isobox-init is to do, in the order of the list.
+
+An `Op` has a code, up to four numbers, strings, and a note for people. `encode` makes the bytes of
+``struct isobox_op`` (isobox.h) from it. Nothing here looks at the host.
+
+>>> op = make("HOSTNAME", strings=(b"box",))
+>>> print(describe(op))
+hostname       box
+>>> len(encode([op]))
+48
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+from attrs import frozen
+
+from .. import _native
+
+_HEAD: Final = struct.Struct("=HHIqqqq")
+_REQUEST: Final = struct.Struct("=IIIIqqqq")
+_LENGTH: Final = struct.Struct("=I")
+
+
+@frozen(slots=False)
+class Op:
+    """One step. `note` says for people what the numbers mean and where an error would come from."""
+
+    name: str
+    args: tuple[int, ...] = ()
+    strings: tuple[bytes, ...] = ()
+    note: str = ""
+
+
+def make(name: str, *args: int, strings: tuple[bytes, ...] = (), note: str = "") -> Op:
+    """Make an op by the name that it has in isobox.h, without the prefix."""
+    return Op(name, args, strings, note)
+
+
+def encode_op(op: Op) -> bytes:
+    """Return the bytes of one op."""
+    body = b"".join([_LENGTH.pack(len(text)) + text + b"\0" for text in op.strings])
+    args = (*op.args, 0, 0, 0, 0)[:4]
+    return _HEAD.pack(_native.OP_CODES[op.name], len(op.strings), _HEAD.size + len(body), *args) + body
+
+
+def encode(ops: Iterable[Op]) -> bytes:
+    """Return the bytes of a plan."""
+    return b"".join([encode_op(op) for op in ops])
+
+
+def encode_request(
+    kind: int, *, flags: int = 0, size: int = 0, nfds: int = 0, number: int = 0, args: tuple[int, ...] = ()
+) -> bytes:
+    """Return the head of a message: ``struct isobox_request``."""
+    return _REQUEST.pack(kind, flags, size, nfds, number, *(*args, 0, 0, 0)[:3])
+
+
+def describe(op: Op) -> str:
+    """Return one line of ``explain``: the op, its strings where they are text, its note."""
+    words = [_shown(text) for text in op.strings]
+    if op.note:
+        words.append(f"({op.note})" if words else op.note)
+    return f"{op.name.lower().replace('_', '-'):<14} {' '.join(words)}".rstrip()
+
+
+def _shown(text: bytes) -> str:
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return f"<{len(text)} bytes>"
+    if not decoded.isprintable():
+        return f"<{len(text)} bytes>"
+    return decoded if len(decoded) <= 120 else decoded[:117] + "..."

@@ -1,0 +1,379 @@
+"""The plan of a container: from fresh namespaces to a PID 1 that is ready, as a list of ops.
+
+Pure: takes what was asked and what was prepared (descriptors as numbers of a table), returns data.
+All mounting happens inside the container's own user and mount namespace, for root and for ordinary
+users alike, on a scratch directory (`stage`) that goes away with the host's tree at the pivot.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from attrs import define, field, frozen
+
+from ..rootfs.layers import Directory, Link, Rootfs, Tree
+from ..spec import Mount
+from .ops import Op, make
+
+# include/uapi/linux/mount.h, sched.h and fcntl.h
+OPEN_TREE_CLONE: Final = 1
+AT_RECURSIVE: Final = 0x8000
+ATTR_RDONLY: Final = 0x1
+ATTR_NOSUID: Final = 0x2
+ATTR_NODEV: Final = 0x4
+ATTR_NOEXEC: Final = 0x8
+ATTR_NOATIME: Final = 0x10
+MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
+HOST_PATH: Final = 0
+BELOW_ROOT: Final = 1
+
+DEVICES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+"""The usual device nodes of a container: name → (major, minor); see runtime-spec, "Default Devices"."""
+
+DEVICE_LINKS: Final = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+
+SHM_SIZE: Final = 64 << 20
+
+
+@frozen
+class Placed:
+    """A user's mount, resolved: `tree` is the descriptor of a detached copy, or None to clone by path."""
+
+    mount: Mount
+    is_file: bool
+    tree: int | None
+
+
+@frozen
+class Setup:
+    """Everything that the plan of a container is made from.
+
+    Numbers named ``*_fd`` and in `layer_fds` are places in the table of descriptors that travels
+    with the plan. `layer_fds`: tree index → one detached copy a layer, None to use its path.
+    """
+
+    stage: str
+    rootfs: Rootfs
+    hostname: str
+    join_fds: Sequence[int]
+    layer_fds: Mapping[int, Sequence[int]]
+    dev_fd: int | None
+    mounts: Sequence[Placed]
+    views: Mapping[str, bytes]
+    cpus: frozenset[int] | None
+    bounding: int
+    scratch_size: int
+    disk_scratch: str | None
+    groups_allowed: bool
+    tty_group: bool
+    own_userns: bool
+    own_netns: bool
+    own_utsns: bool
+    own_ipcns: bool
+    late_namespaces: int
+    read_only: bool
+    lowerdir_plus: bool
+    devices: Sequence[str]
+    masked: Sequence[tuple[str, bool]] = ()
+    protected: Sequence[str] = ()
+
+
+@define
+class _Stage:
+    """The list of ops as it grows, with what is known of the directories made so far."""
+
+    setup: Setup
+    ops: list[Op] = field(factory=list)
+    made: set[str] = field(factory=set)
+
+    def add(self, name: str, *args: int, strings: tuple[str | bytes, ...] = (), note: str = "") -> None:
+        encoded = tuple(text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in strings)
+        self.ops.append(make(name, *args, strings=encoded, note=note))
+
+    def mkdir(self, path: str, mode: int = 0o755) -> None:
+        """Make a directory of the stage and its parents, each once."""
+        if path in self.made:
+            return
+        parent = posixpath.dirname(path)
+        if parent != self.setup.stage and len(parent) > len(self.setup.stage):
+            self.mkdir(parent)
+        self.made.add(path)
+        self.add("MKDIR", mode, HOST_PATH, 1, strings=(path,))
+
+    def mount(self, kind: str, options: Mapping[str, str | None], attributes: int, target: str, below: int) -> None:
+        """Make a file system and attach it."""
+        self.add("FSOPEN", strings=(kind,))
+        for key, value in options.items():
+            if value is None:
+                self.add("FSCONFIG_FLAG", strings=(key,))
+            else:
+                self.add("FSCONFIG_STRING", strings=(key, value))
+        self.add("FSMOUNT", attributes)
+        self.add("ATTACH", below, strings=(target,), note=kind)
+
+
+def container_plan(setup: Setup) -> list[Op]:
+    """Return the ops that turn fresh namespaces into the container that `setup` describes."""
+    stage = _Stage(setup)
+    for place in setup.join_fds:
+        stage.add("JOIN_CGROUP", place, note=f"descriptor {place}")
+    if setup.late_namespaces:
+        stage.add("UNSHARE", setup.late_namespaces, note="cgroup and time namespaces")
+    if setup.own_userns:
+        stage.add("IDS", 0, 0, note="root of the user namespace")
+        if setup.groups_allowed:
+            stage.add("GROUPS", 0, strings=(b"",), note="none")
+    stage.add("UMASK", 0)
+    stage.add("PROPAGATION", MS_REC_PRIVATE, note="private, recursively")
+    if setup.own_utsns:
+        stage.add("HOSTNAME", strings=(setup.hostname,))
+    if setup.own_netns:
+        stage.add("LOOPBACK", note="lo up")
+    _scratch(stage)
+    _trees(stage)
+    _kernel_file_systems(stage)
+    _devices(stage)
+    _views(stage)
+    _mounts(stage)
+    if setup.read_only:
+        stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=("/",))
+        stage.add("SETATTR", ATTR_RDONLY, 0, 0, note="read-only root")
+    stage.add("PIVOT", note="the host's tree is gone")
+    if setup.cpus is not None:
+        stage.add("AFFINITY", strings=(_cpu_mask(setup.cpus),), note=f"cpus {sorted(setup.cpus)}")
+    stage.add("BOUNDING", setup.bounding, note=f"keep {setup.bounding:#x}")
+    stage.add("DUMPABLE", 0)
+    stage.add("UMASK", 0o022, note="022")
+    return stage.ops
+
+
+def _cpu_mask(cpus: Iterable[int]) -> bytes:
+    mask = sum(1 << cpu for cpu in cpus)
+    words = mask.bit_length() // 64 + 1
+    return mask.to_bytes(words * 8, "little")
+
+
+def _scratch(stage: _Stage) -> None:
+    """A tmpfs of the container's own for everything that it may write, and for mount points on the way."""
+    setup = stage.setup
+    options = {"size": str(setup.scratch_size), "mode": "0755"}
+    stage.mount("tmpfs", options, ATTR_NODEV, setup.stage, HOST_PATH)
+    stage.mkdir(f"{setup.stage}/root")
+    if setup.disk_scratch is not None:
+        # The disk's directory may lie where the container's root can't go once the ids are changed.
+        stage.mkdir(f"{setup.stage}/disk")
+        stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(setup.disk_scratch,))
+        stage.add("ATTACH", HOST_PATH, strings=(f"{setup.stage}/disk",), note="the layer on disk")
+
+
+def _owner_of(path: str, trees: Sequence[Tree]) -> int:
+    """The index of the tree that a path lies in: the one with the longest target."""
+    best = 0
+    for number, tree in enumerate(trees):
+        target = tree.target.rstrip("/")
+        if (path == target or path.startswith(f"{target}/")) and len(tree.target) > len(trees[best].target):
+            best = number
+    return best
+
+
+def _premade(directory: Directory, trees: Sequence[Tree]) -> tuple[int, str] | None:
+    """Where to make a directory before its tree is mounted: hidden ones only, they can't meet anything below."""
+    number = _owner_of(directory.path, trees)
+    tree = trees[number]
+    relative = directory.path[len(tree.target.rstrip("/")) :].lstrip("/")
+    if tree.kind != "overlay" or not relative:
+        return None
+    if any(relative == hidden or relative.startswith(f"{hidden}/") for hidden in tree.hidden) or not tree.layers:
+        return number, relative
+    return None
+
+
+def _trees(stage: _Stage) -> None:
+    setup = stage.setup
+    trees = setup.rootfs.trees
+    uppers = f"{setup.stage}/disk" if setup.disk_scratch is not None else setup.stage
+    later: list[Directory] = []
+    for number, tree in enumerate(trees):
+        if tree.kind == "overlay":
+            stage.mkdir(f"{uppers}/upper/{number}", tree.mode)
+            stage.mkdir(f"{uppers}/work/{number}")
+    for directory in setup.rootfs.skeleton:
+        place = _premade(directory, trees)
+        if place is None:
+            later.append(directory)
+        else:
+            stage.mkdir(f"{uppers}/upper/{place[0]}/{place[1]}", directory.mode)
+    made_later = {id(directory) for directory in later}
+    numbers = {id(tree): number for number, tree in enumerate(trees)}
+    for step in setup.rootfs.steps():
+        if isinstance(step, Tree):
+            _tree(stage, numbers[id(step)], step, uppers)
+        elif isinstance(step, Link):
+            stage.add("SYMLINK", 0, BELOW_ROOT, strings=(step.path, step.target))
+        elif id(step) in made_later:
+            stage.add("MKDIR", step.mode, BELOW_ROOT, 1, strings=(step.path,))
+
+
+def _tree(stage: _Stage, number: int, tree: Tree, uppers: str) -> None:
+    setup = stage.setup
+    fds = setup.layer_fds.get(number)
+    root = number == 0
+    target = f"{setup.stage}/root" if root else tree.target
+    if tree.kind == "bind":
+        if fds is not None:
+            stage.add("TAKE_TREE", fds[0], note=tree.layers[0].path)
+        else:
+            stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=(tree.layers[0].path,))
+        stage.add("SETATTR", ATTR_RDONLY | ATTR_NODEV, 0, AT_RECURSIVE, note="read-only, nodev")
+        if tree.is_file:
+            stage.add("FILE", 0o644, BELOW_ROOT, 1, strings=(target, b""), note="mount point")
+    else:
+        lowers = _lowers(stage, number, tree, fds)
+        stage.add("FSOPEN", strings=("overlay",))
+        if setup.lowerdir_plus:
+            for lower in lowers:
+                stage.add("FSCONFIG_STRING", strings=("lowerdir+", lower))
+        else:
+            stage.add("FSCONFIG_STRING", strings=("lowerdir", ":".join(lowers)))
+        stage.add("FSCONFIG_STRING", strings=("upperdir", f"{uppers}/upper/{number}"))
+        stage.add("FSCONFIG_STRING", strings=("workdir", f"{uppers}/work/{number}"))
+        if setup.own_userns:
+            stage.add("FSCONFIG_FLAG", strings=("userxattr",))
+        if setup.disk_scratch is not None:
+            stage.add("FSCONFIG_FLAG", strings=("volatile",), note="no fsync: the layer is thrown away")
+        stage.add("FSMOUNT", ATTR_NODEV | (ATTR_RDONLY if setup.read_only and not root else 0))
+    stage.add("ATTACH", HOST_PATH if root else BELOW_ROOT, strings=(target,), note=f"{tree.kind} {number}")
+    if tree.kind == "overlay":
+        stage.add("BASE", strings=(f"{uppers}/upper/{number}",), note=f"upper {number}")
+    else:
+        stage.add("BASE", strings=(setup.stage,), note=f"no upper {number}")
+    if root:
+        stage.add("ROOT", strings=(target,))
+
+
+def _lowers(stage: _Stage, number: int, tree: Tree, fds: Sequence[int] | None) -> list[str]:
+    """The lower directories of an overlay, topmost first; makes the whiteouts of what is hidden."""
+    lowers: list[str] = []
+    base = stage.setup.stage
+    if tree.hidden or not tree.layers:
+        mask = f"{base}/mask/{number}"
+        stage.mkdir(mask)
+        for hidden in tree.hidden:
+            parent = posixpath.dirname(hidden)
+            if parent:
+                stage.mkdir(f"{mask}/{parent}")
+            stage.add("MKNOD", 0o020000, HOST_PATH, 0, strings=(f"{mask}/{hidden}",), note="whiteout")
+        lowers.append(mask)
+    if fds is None:
+        return lowers + [layer.path for layer in tree.layers]
+    for place, layer in zip(fds, tree.layers, strict=True):
+        # overlayfs takes a layer only from this mount namespace: attach the parent's copy to it first.
+        lower = f"{base}/lower/{number}.{len(lowers)}"
+        stage.mkdir(lower)
+        stage.add("TAKE_TREE", place, note=layer.path)
+        stage.add("ATTACH", HOST_PATH, strings=(lower,), note=f"layer {layer.path}")
+        lowers.append(lower)
+    return lowers
+
+
+def _kernel_file_systems(stage: _Stage) -> None:
+    setup = stage.setup
+    hard = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
+    for path in ("/proc", "/sys", "/dev"):
+        if all(directory.path != path for directory in setup.rootfs.skeleton):
+            stage.add("MKDIR", 0o755, BELOW_ROOT, 1, strings=(path,))
+    stage.mount("proc", {}, hard, "/proc", BELOW_ROOT)
+    if setup.own_netns:
+        stage.mount("sysfs", {}, hard | ATTR_RDONLY, "/sys", BELOW_ROOT)
+    else:
+        # A new sysfs shows the network namespace's devices, so the kernel wants to see it owned.
+        stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=("/sys",))
+        stage.add("SETATTR", hard | ATTR_RDONLY, 0, AT_RECURSIVE, note="read-only")
+        stage.add("ATTACH", BELOW_ROOT, strings=("/sys",), note="the host's")
+    for path in setup.protected:
+        stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(path,))
+        stage.add("SETATTR", hard | ATTR_RDONLY, 0, 0, note="read-only")
+        stage.add("ATTACH", BELOW_ROOT, strings=(path,))
+    for path, is_directory in setup.masked:
+        if is_directory:
+            stage.mount("tmpfs", {"size": "4096", "mode": "0555"}, hard | ATTR_RDONLY, path, BELOW_ROOT)
+        else:
+            stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=("/dev/null",))
+            stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="masked")
+
+
+def _devices(stage: _Stage) -> None:
+    setup = stage.setup
+    quiet = ATTR_NOSUID | ATTR_NOEXEC
+    if setup.dev_fd is not None:
+        stage.add("TAKE_TREE", setup.dev_fd, note="device nodes")
+        stage.add("ATTACH", BELOW_ROOT, strings=("/dev",), note="device nodes")
+    else:
+        stage.mount("tmpfs", {"size": "65536", "mode": "0755"}, quiet, "/dev", BELOW_ROOT)
+        for name in DEVICES:
+            _bind_device(stage, f"/dev/{name}")
+        for name, target in DEVICE_LINKS.items():
+            stage.add("SYMLINK", 0, BELOW_ROOT, strings=(f"/dev/{name}", target))
+        for name in ("pts", "shm", "mqueue"):
+            stage.add("MKDIR", 0o755, BELOW_ROOT, 0, strings=(f"/dev/{name}",))
+        for path in setup.devices:
+            _bind_device(stage, path)
+    terminals = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    if setup.tty_group:
+        terminals["gid"] = "5"
+    stage.mount("devpts", terminals, quiet, "/dev/pts", BELOW_ROOT)
+    shared = {"size": str(min(SHM_SIZE, setup.scratch_size)), "mode": "1777"}
+    stage.mount("tmpfs", shared, quiet | ATTR_NODEV, "/dev/shm", BELOW_ROOT)
+    if setup.own_ipcns:
+        stage.mount("mqueue", {}, quiet | ATTR_NODEV, "/dev/mqueue", BELOW_ROOT)
+
+
+def _bind_device(stage: _Stage, path: str) -> None:
+    stage.add("FILE", 0o666, BELOW_ROOT, strings=(path, b""))
+    stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(path,))
+    stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="device")
+
+
+def _views(stage: _Stage) -> None:
+    """Files that show the container's limits, bound over those that show the host's size."""
+    for number, (path, content) in enumerate(stage.setup.views.items()):
+        if number == 0:
+            stage.mkdir(f"{stage.setup.stage}/view")
+        source = f"{stage.setup.stage}/view/{number}"
+        stage.add("FILE", 0o644, HOST_PATH, strings=(source, content))
+        stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(source,))
+        stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="the container's limits")
+
+
+def _mounts(stage: _Stage) -> None:
+    made: set[str] = set()
+    for placed in sorted(stage.setup.mounts, key=lambda placed: placed.mount.target.count("/")):
+        mount = placed.mount
+        parts = [part for part in mount.target.split("/") if part]
+        for depth in range(1, len(parts) + (0 if placed.is_file else 1)):
+            path = "/" + "/".join(parts[:depth])
+            if path not in made:
+                made.add(path)
+                stage.add("MKDIR", 0o755, BELOW_ROOT, 1, strings=(path,), note=f"for {mount.target}")
+        if placed.is_file:
+            stage.add("FILE", 0o644, BELOW_ROOT, 1, strings=(mount.target, b""), note="mount point")
+        if mount.kind == "tmpfs":
+            options = {"mode": "1777"} | ({} if mount.size is None else {"size": str(mount.size)})
+            stage.mount("tmpfs", options, ATTR_NOSUID | ATTR_NODEV, mount.target, BELOW_ROOT)
+            continue
+        assert mount.source is not None
+        if placed.tree is not None:
+            stage.add("TAKE_TREE", placed.tree, note=mount.source)
+        else:
+            stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=(mount.source,))
+        attributes = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if mount.read_only else 0)
+        stage.add("SETATTR", attributes, 0, AT_RECURSIVE, note="read-only" if mount.read_only else "nosuid, nodev")
+        stage.add("ATTACH", BELOW_ROOT, strings=(mount.target,), note=f"bind of {mount.source}")

@@ -1,0 +1,546 @@
+"""One running program of a container: its streams, its limits, its end.
+
+The end comes over the exec's own pipe (a struct isobox_reply), so waiting is a poll. Whoever waits
+also enforces: the wall-clock and CPU time limits, the output limit, the memory limit's verdict. A
+Process made by `popen` with a limit in time has a thread that does this whether anyone waits or not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal as signals
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from subprocess import TimeoutExpired
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from attrs import evolve
+
+from . import _native
+from .cgroups import Group
+from .errors import CgroupError, SpecError, StateError
+from .plan.ops import Op
+from .result import Reason, Result
+from .spec import ExecSpec
+from .start import exec_error
+from .streams import Streams, resize
+from .usage import Usage
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .container import Container
+
+_END_SECONDS: Final = 10.0
+"""How long a killed program may take to be gone; uninterruptible sleep in the kernel is all that takes long."""
+
+_WALL_PER_CPU_SECONDS: Final = 30.0
+"""A CPU time limit implies a wall-clock limit this much above it: a sleeping program uses no CPU time."""
+
+
+class Process:
+    """A program started by `Container.popen`, with the manners of `subprocess.Popen`.
+
+    `stdin`, `stdout`, `stderr` are files where PIPE was asked for, else None; `returncode` is None
+    until it has ended, then the exit status or the negative signal number. As a context manager it
+    closes the streams and waits.
+
+    >>> import isobox
+    >>> with isobox.Container() as c, c.popen(["cat"], stdin=isobox.PIPE, stdout=isobox.PIPE) as p:
+    ...     p.communicate(b"hello")
+    (b'hello', b'')
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        spec: ExecSpec,
+        *,
+        number: int,
+        status_fd: int,
+        group: Group,
+        ops: Sequence[Op],
+        kept: ExitStack,
+    ) -> None:
+        self.args: tuple[str, ...] = tuple(map(os.fsdecode, spec.args))
+        self.returncode: int | None = None
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        self._container = container
+        self._spec = spec
+        self._number = number
+        self._status_fd = status_fd
+        self._group = group
+        self._ops = ops
+        self._kept = kept
+        self._began = time.monotonic_ns()
+        self._reason: Reason | None = None
+        self._truncated = False
+        self._reply: _native.Reply | None = None
+        self._usage: Usage | None = None
+        self._oom_fd: int | None = None
+        self._output: tuple[bytes, bytes] = (b"", b"")
+        self._lock = threading.RLock()
+        self._failure: BaseException | None = None
+        self._ended = threading.Event()
+        self._guard: threading.Thread | None = None
+        self._terminal: int | None = None
+        wall = spec.timeout
+        if spec.cpu_time is not None:
+            share = container.spec.limits.cpu
+            implied = spec.cpu_time / min(1.0, share or 1.0) + _WALL_PER_CPU_SECONDS
+            wall = implied if wall is None else min(wall, implied)
+        self._wall_deadline = -1 if wall is None else self._began + int(wall * 1e9)
+        # A group can't use CPU time faster than all its cpus together: no need to look earlier.
+        self._cpu_check = -1 if spec.cpu_time is None else self._began + self._cpu_gap(spec.cpu_time)
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"returncode {self.returncode}"
+        return f"<isobox.Process {list(self.args)} {state}>"
+
+    # Starting, for Container
+
+    def _open_streams(self, streams: Streams) -> None:
+        """Make files of our ends of the pipes."""
+        spec = self._spec
+        if spec.tty:
+            self._terminal = streams.outside[1]
+        files: list[IO[Any] | None] = []
+        for number, fd in enumerate(streams.outside):
+            if fd < 0:
+                files.append(None)
+                continue
+            writes = number == 0
+            raw = os.fdopen(fd, "wb" if writes else "rb", 0 if writes and not spec.text else -1)
+            files.append(
+                io.TextIOWrapper(
+                    raw, encoding=spec.encoding or "utf-8", errors=spec.errors or "replace", write_through=writes
+                )
+                if spec.text
+                else raw
+            )
+        self._kept.pop_all()  # the files own the descriptors from here on
+        self.stdin, self.stdout, self.stderr = files
+
+    def _await_start(self) -> None:
+        """Wait until the program runs; raises what kept it from running."""
+        pump = _native.Pump(self._status_fd)
+        reply = pump.run_until_start()
+        if reply is not None and reply.kind == _native.FAILED:
+            raise exec_error(self._ops, reply, self.args[0])
+        if reply is None:
+            raise self._container._gone()
+
+    def _guard_limits(self) -> None:
+        """Enforce limits in time and memory even when nobody waits."""
+        if self._wall_deadline < 0 and self._cpu_check < 0 and not self._watches_memory():
+            return
+        self._guard = threading.Thread(target=self._wait_in_guard, name="isobox-limits", daemon=True)
+        self._guard.start()
+
+    def _watches_memory(self) -> bool:
+        return self._spec.memory is not None or self._container.spec.limits.memory is not None
+
+    def _wait_in_guard(self) -> None:
+        try:
+            self._supervise(_native.Pump(self._status_fd), -1)
+        except BaseException as error:  # for the thread that waits: this one has nobody to tell
+            self._failure = error
+            self._ended.set()
+
+    # Waiting
+
+    def _run(self, streams: Streams, data: bytes) -> None:
+        """Feed, capture and wait in one go, for `Container.exec`."""
+        stdin, stdout, stderr = streams.outside
+        if self._spec.tty and not data:
+            os.close(stdin)  # the terminal's one master is read; nothing will be typed
+            stdin = -1
+        elif stdin >= 0 and not data:
+            os.close(stdin)
+            stdin = -1
+        pump = _native.Pump(
+            self._status_fd, stdin=stdin, stdout=stdout, stderr=stderr, data=data,
+            limit=0 if self._spec.output_limit is None else self._spec.output_limit or 1,
+        )  # fmt: skip
+        self._kept.pop_all()  # the pump owns them from here on
+        try:
+            self._supervise(pump, -1)
+        except BaseException:
+            if self._reply is None and not self._ended.is_set():
+                self._reason = self._reason or "killed"
+                self._kill_all()
+                self._release(pump)
+            raise
+        finally:
+            pump.close()
+            os.close(self._status_fd)
+            self._status_fd = -1
+
+    def _cpu_gap(self, left: float) -> int:
+        return max(1_000_000, int(left / (os.cpu_count() or 1) * 1e9))
+
+    def _supervise(self, pump: _native.Pump, until: int) -> bool:
+        """Wait and enforce until the end (True) or `until`, CLOCK_MONOTONIC ns, -1 for ever (False)."""
+        with self._lock:
+            if self._ended.is_set():
+                return True
+            if self._oom_fd is None and self._watches_memory():
+                self._oom_fd = self._group.oom_eventfd()
+            if self._oom_fd is not None:
+                pump.watch(self._oom_fd)
+            while True:
+                times = [t for t in (until, self._wall_deadline, self._cpu_check) if t >= 0]
+                event = pump.run(min(times) if times else -1)
+                if event == _native.PUMP_ENDED:
+                    break
+                if event == _native.PUMP_LOST:
+                    break
+                if event == _native.PUMP_LIMIT:
+                    self._truncated = True
+                    self._enforce("output-limit", pump)
+                    break
+                if event == _native.PUMP_WATCH:
+                    if self._oom_happened(pump):
+                        self._enforce("oom", pump)
+                        break
+                elif event == _native.PUMP_DEADLINE:
+                    now = time.monotonic_ns()
+                    if 0 <= self._wall_deadline <= now:
+                        self._enforce("timeout", pump)
+                        break
+                    if 0 <= self._cpu_check <= now and self._cpu_passed(now):
+                        self._enforce("cpu-timeout", pump)
+                        break
+                    if 0 <= until <= now:
+                        return False
+            self._finish(pump)
+            return True
+
+    def _oom_happened(self, pump: _native.Pump) -> bool:
+        """Whether one of this exec's processes was killed; the notice may be about another exec's."""
+        assert self._oom_fd is not None
+        for _ in range(50):  # the notice comes before the kill is counted
+            if self._group.oom_kills():
+                return True
+            time.sleep(0.0005)
+        try:
+            os.read(self._oom_fd, 8)
+        except OSError:
+            pump.unwatch()
+        return False
+
+    def _cpu_passed(self, now: int) -> bool:
+        limit = self._spec.cpu_time
+        assert limit is not None
+        used = self._group.cpu_time()
+        if used is None:
+            self._cpu_check = -1
+            return False
+        if used >= limit:
+            return True
+        self._cpu_check = now + self._cpu_gap(limit - used)
+        return False
+
+    def _enforce(self, reason: Reason, pump: _native.Pump) -> None:
+        """End everything that this exec started."""
+        if self._reason is None:
+            self._reason = reason
+        pump.stop_reading() if reason == "output-limit" else None
+        self._kill_all()
+        deadline = time.monotonic_ns() + int(_END_SECONDS * 1e9)
+        while True:
+            event = pump.run(deadline)
+            if event in (_native.PUMP_ENDED, _native.PUMP_LOST):
+                return
+            if event == _native.PUMP_LIMIT:
+                self._truncated = True
+                pump.stop_reading()
+            elif event == _native.PUMP_WATCH:
+                pump.unwatch()
+            elif event == _native.PUMP_DEADLINE:
+                raise StateError(f"{self.args[0]} was killed and does not end: it hangs in the kernel")
+
+    def _kill_all(self) -> None:
+        if self._group.present:
+            self._group.kill()
+        else:
+            self._container._control.signal(self._number, signals.SIGKILL)
+
+    def _finish(self, pump: _native.Pump) -> None:
+        """Make sure that nothing is left, then take the last readings."""
+        reply = pump.reply()
+        if self._group.present and not self._container._is_ending() and not self._group.empty():
+            try:
+                self._group.kill()
+            except CgroupError:
+                if not self._container._is_ending():
+                    raise
+        if reply is not None:
+            if pump.run() == _native.PUMP_LIMIT:  # what the last ones wrote
+                self._truncated = True
+                self._reason = self._reason or "output-limit"
+        self._output = (pump.output(0), pump.output(1))
+        if reply is not None and reply.kind == _native.FAILED:
+            self._release(pump)
+            raise exec_error(self._ops, reply, self.args[0])
+        self._reply = reply
+        usage = self._measure(reply)
+        status = reply.status if reply is not None else signals.SIGKILL
+        code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
+        if self._reason is None:
+            if self._container._was_killed:
+                self._reason = "killed"
+            elif usage.oom_kills:
+                self._reason = "oom"
+            elif reply is None:
+                self._reason = "killed"
+            else:
+                self._reason = "signaled" if code < 0 else "exited"
+        self._usage = usage
+        self._release(pump)
+        self.returncode = code
+        self._ended.set()
+
+    def _release(self, pump: _native.Pump) -> None:
+        pump.close()
+        self._group.close()
+        self._oom_fd = None  # the group's own
+        self._container._forget(self._number)
+
+    def _measure(self, reply: _native.Reply | None) -> Usage:
+        usage = self._group.read() if self._spec.measure and self._group.present else Usage()
+        values: dict[str, Any] = {}
+        sources = dict(usage.sources)
+        observed = (time.monotonic_ns() - self._began) / 1e9
+        wall = observed
+        if reply is not None and 0 <= reply.end_ns - reply.start_ns <= (observed + 1.0) * 1e9:
+            wall = (reply.end_ns - reply.start_ns) / 1e9
+        values["wall_time"] = wall
+        sources["wall_time"] = "clock_gettime(CLOCK_MONOTONIC)"
+        if usage.cpu_time is None and reply is not None:
+            user, system = max(0, reply.user_us) / 1e6, max(0, reply.system_us) / 1e6
+            values.update(cpu_user=user, cpu_system=system, cpu_time=user + system)
+            for name in ("cpu_user", "cpu_system", "cpu_time"):
+                sources[name] = "wait4(2) rusage"
+            values["notes"] = (*usage.notes, "CPU time is of the processes that were waited for only")
+        return evolve(usage, sources=sources, **values)
+
+    # Popen's manners
+
+    @property
+    def pid(self) -> int | None:
+        """The program's pid as this process sees it; None once it has ended."""
+        return None if self.returncode is not None else self._container._control.locate(self._number)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the program has ended."""
+        return self._status_fd
+
+    def poll(self) -> int | None:
+        """Return `returncode` if it has ended, else None. Never blocks."""
+        if not self._ended.is_set() and self._guard is None and self._lock.acquire(blocking=False):
+            try:
+                self._supervise(_native.Pump(self._status_fd), 0)
+            finally:
+                self._lock.release()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return `returncode`; after it, nothing that it started is left.
+
+        Raises `subprocess.TimeoutExpired` after `timeout` seconds; the program goes on.
+        """
+        deadline = -1 if timeout is None else time.monotonic_ns() + int(max(0.0, timeout) * 1e9)
+        if self._guard is not None:
+            done = self._ended.wait(timeout)
+        else:
+            done = self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            if done:
+                try:
+                    done = self._supervise(_native.Pump(self._status_fd), deadline)
+                finally:
+                    self._lock.release()
+        if not done:
+            raise TimeoutExpired(list(self.args), timeout or 0.0)
+        if self._failure is not None:
+            raise self._failure
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Feed `input` to stdin, read stdout and stderr to their end, wait. Returns (stdout, stderr).
+
+        What is read is bounded by ``output_limit``. Raises `subprocess.TimeoutExpired`; call again to
+        go on: nothing is lost.
+        """
+        deadline = -1 if timeout is None else time.monotonic_ns() + int(max(0.0, timeout) * 1e9)
+        reader = self._reader(input)
+        if not reader.run(deadline):
+            raise TimeoutExpired(list(self.args), timeout or 0.0)
+        left = None if deadline < 0 else max(0.0, (deadline - time.monotonic_ns()) / 1e9)
+        self.wait(left)
+        self._output = reader.output()
+        self._reader_state = None
+        return self._decoded()
+
+    _reader_state: _Reader | None = None
+
+    def _reader(self, input: bytes | str | None) -> _Reader:
+        if self._reader_state is None:
+            self._reader_state = _Reader(self, self._encoded(input))
+        elif input is not None:
+            raise SpecError("input", "...", "none when communicate goes on after a time-out")
+        return self._reader_state
+
+    def _encoded(self, input: bytes | str | None) -> bytes:
+        spec = self._spec
+        if input is None:
+            return b""
+        if isinstance(input, str):
+            if not spec.text:
+                raise SpecError("input", input, "bytes, or text=True")
+            return input.encode(spec.encoding or "utf-8", "strict")
+        if spec.text:
+            raise SpecError("input", input, "str where text=True")
+        return bytes(input)
+
+    def _decoded(self) -> tuple[Any, Any]:
+        if not self._spec.text:
+            return self._output
+        encoding, errors = self._spec.encoding or "utf-8", self._spec.errors or "replace"
+        out, err = (data.decode(encoding, errors) for data in self._output)
+        return tuple(t.replace("\r\n", "\n").replace("\r", "\n") for t in (out, err))
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal to the program (not to what it started); nothing happens if it has ended."""
+        number = int(signals.Signals(signal))
+        if self.returncode is None and self._container._control.signal(self._number, number):
+            if number == signals.SIGKILL and self._reason is None:
+                self._reason = "killed"
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signals.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the program; what it started ends with it, at the latest when `wait` returns."""
+        self.send_signal(signals.SIGKILL)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the program's terminal its size (``tty=True``)."""
+        if self._terminal is None:
+            raise StateError("resize: this program has no terminal; start it with tty=True")
+        resize(self._terminal, rows, columns)
+
+    def result(self) -> Result[Any]:
+        """Return the whole Result; waits if it has not ended. stdout and stderr are those of `communicate`."""
+        self.wait()
+        assert self.returncode is not None and self._reason is not None and self._usage is not None
+        out, err = self._decoded()
+        return Result(self.args, self.returncode, out, err, self._reason, self._truncated, self._usage)
+
+    def close(self) -> None:
+        """Close the streams and, once it has ended, the descriptor of `fileno`."""
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                try:
+                    file.close()
+                except BrokenPipeError:
+                    pass
+        if self._ended.is_set() and self._status_fd >= 0:
+            os.close(self._status_fd)
+            self._status_fd = -1
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the streams, wait for the end; where an exception passes through, kill it first."""
+        if kind is not None:
+            self.kill()
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                try:
+                    file.close()
+                except BrokenPipeError:
+                    pass
+        self.wait()
+        self.close()
+
+    def __del__(self) -> None:
+        status = getattr(self, "_status_fd", -1)
+        if status < 0:
+            return
+        if not self._ended.is_set():
+            warnings.warn(f"{self!r} was never waited for", ResourceWarning, source=self, stacklevel=2)
+        os.close(status)
+        self._status_fd = -1
+
+
+class _Reader:
+    """What communicate does: the streams through a pump, with the exec's end on the side."""
+
+    def __init__(self, process: Process, data: bytes) -> None:
+        self._process = process
+        fds = [-1, -1, -1]
+        for number, file in enumerate((process.stdin, process.stdout, process.stderr)):
+            if file is not None and not file.closed:
+                if number == 0:
+                    file.flush()
+                fds[number] = os.dup(file.fileno())
+        if fds[0] >= 0:
+            assert process.stdin is not None
+            process.stdin.close()
+            if not data:
+                os.close(fds[0])
+                fds[0] = -1
+        end = os.dup(process.fileno())
+        self._end = end
+        self._pump = _native.Pump(
+            -1, stdin=fds[0], stdout=fds[1], stderr=fds[2], watch=end, data=data,
+            limit=process._spec.output_limit or 0,
+        )  # fmt: skip
+        self._done = False
+
+    def run(self, deadline: int) -> bool:
+        """Read until the program has ended; False at the deadline."""
+        process = self._process
+        while not self._done:
+            # The guard or this thread enforces limits; this thread only moves bytes meanwhile.
+            step = deadline
+            if process._guard is None:
+                step = min([t for t in (deadline, process._wall_deadline, process._cpu_check) if t >= 0], default=-1)
+            event = self._pump.run(step)
+            if event == _native.PUMP_LIMIT:
+                process._truncated = True
+                process._reason = process._reason or "output-limit"
+                self._pump.stop_reading()
+                process._kill_all()
+            elif event == _native.PUMP_WATCH:
+                self._done = True
+            elif event == _native.PUMP_DEADLINE:
+                if process._guard is None and process.poll() is not None:
+                    self._done = True
+                elif 0 <= deadline <= time.monotonic_ns():
+                    return False
+        process.wait()
+        self._pump.drain()
+        return True
+
+    def output(self) -> tuple[bytes, bytes]:
+        """Return what was read and let go of the buffers."""
+        out = self._pump.output(0), self._pump.output(1)
+        self._pump.close()
+        os.close(self._end)
+        for file in (self._process.stdout, self._process.stderr):
+            if file is not None:
+                file.close()
+        return out

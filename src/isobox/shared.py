@@ -1,0 +1,163 @@
+"""What all containers of this process share: made at the first start, gone with the process.
+
+isobox-init in memory, this process's pidfd, its place in the state and in the cgroups, the tree of
+device nodes, the description of the host image. After a fork the child makes its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Sequence
+
+from . import _native, cgroups, runtime
+from .host import features
+from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES
+from .rootfs.host_image import host_image, python_paths
+from .rootfs.layers import Rootfs
+
+_current: Shared | None = None
+_lock = threading.Lock()
+
+
+def shared() -> Shared:
+    """The one of this process."""
+    global _current
+    found = _current
+    if found is None:
+        with _lock:
+            found = _current
+            if found is None:
+                found = _current = Shared()
+    return found
+
+
+def _forget() -> None:
+    """In the child of a fork: its parent's things are not its own."""
+    global _current, _lock
+    _lock = threading.Lock()
+    if _current is not None:
+        _current.abandon()
+        _current = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class Shared:
+    """See the module."""
+
+    def __init__(self) -> None:
+        facts = features()
+        self.root = facts.is_root
+        self.lowerdir_plus = facts.since("lowerdir_plus")
+        self.owner = runtime.current()
+        self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
+        self.owner.collect_once(self.groups.collect)
+        self.owner_fd = os.pidfd_open(os.getpid())
+        # Unreadable for root's containers: with its owner unmapped inside, their PID 1 can't be traced
+        # (would_dump in fs/exec.c). An ordinary user owns the program and has to reach /proc/PID.
+        self.init_fd = _native.init_memfd(0o100 if self.root else 0o500)
+        self.stage = self.owner.directory("stage")
+        self.seccomp_cache = f"{self.owner.state}/seccomp"
+        self._device_fd: int | None = None
+        self._clonable = True
+        self._host_image: Rootfs | None = None
+        self._host_paths: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+        self._count = 0
+        atexit.register(self.close)
+
+    def next_number(self) -> int:
+        """Count up: for ids."""
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def abandon(self) -> None:
+        """In a forked child: drop the descriptors, touch nothing of the parent's."""
+        atexit.unregister(self.close)
+        for fd in (self.owner_fd, self.init_fd, self._device_fd):
+            if fd is not None:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def close(self) -> None:
+        """At exit: remove the cgroups; the owner closes itself."""
+        global _current
+        if _current is self:
+            _current = None
+        self.groups.close()
+        for fd in (self.owner_fd, self.init_fd, self._device_fd):
+            if fd is not None:
+                os.close(fd)
+        self._device_fd = None
+
+    def host_image(self) -> Rootfs:
+        """Describe the host image; anew when sys.path has changed."""
+        paths = python_paths()
+        with self._lock:
+            if self._host_image is None or paths != self._host_paths:
+                self._host_image = host_image(root=self.root, state_dir=self.owner.state, python_paths=paths)
+                self._host_paths = paths
+            return self._host_image
+
+    def device_tree(self, extra: Sequence[str], owner: tuple[int, int]) -> int | None:
+        """Return a detached tmpfs of device nodes, the caller's; None for an ordinary user."""
+        if not self.root:
+            return None
+        if extra:
+            return _make_device_tree(extra, owner)
+        if not self._clonable:
+            return _make_device_tree((), (0, 0))
+        with self._lock:
+            if self._device_fd is None:
+                self._device_fd = _make_device_tree((), (0, 0))
+        try:
+            return _native.clone_tree("", dir_fd=self._device_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._clonable = False  # before Linux 6.15: no copy of a detached tree
+            return _make_device_tree((), (0, 0))
+
+
+def _make_device_tree(extra: Sequence[str], owner: tuple[int, int]) -> int:
+    """A read-only tmpfs with the nodes, links and mount points of /dev; device nodes work on it all the same."""
+    fd = _native.new_tmpfs(65536, 0o755)
+    try:
+        for name, (major, minor) in DEVICES.items():
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=fd)
+            os.chmod(name, 0o666, dir_fd=fd)  # whatever the umask, which belongs to all threads
+        for name, target in DEVICE_LINKS.items():
+            os.symlink(target, name, dir_fd=fd)
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(name, 0o755, dir_fd=fd)
+        for path in extra:
+            _copy_device(fd, path, owner)
+        _native.mount_setattr(fd, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _copy_device(fd: int, path: str, owner: tuple[int, int]) -> None:
+    found = os.stat(path)
+    *parents, name = [part for part in path.removeprefix("/dev/").split("/") if part]
+    place = os.dup(fd)
+    try:
+        for parent in parents:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(parent, 0o755, dir_fd=place)
+            below = os.open(parent, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+            os.close(place)
+            place = below
+        os.mknod(name, stat.S_IFMT(found.st_mode) | 0o660, found.st_rdev, dir_fd=place)
+        os.chown(name, *owner, dir_fd=place)
+    finally:
+        os.close(place)
