@@ -1,0 +1,216 @@
+"""What a container changed in its root file system, read from the writable layers of its trees."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from attrs import frozen
+
+from isobox.errors import SetupError
+
+from .layers import Directory, Layer, Tree, components
+
+__all__ = ["Change", "changes"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEPEST = 128
+_OPAQUE = ("user.overlay.opaque", "trusted.overlay.opaque")
+
+
+Kind = Literal["added", "modified", "deleted"]
+
+
+@frozen
+class Change:
+    """One path that is not as the image has it; kind "added", "modified" or "deleted"."""
+
+    kind: Kind
+    path: str
+
+
+class Inside(Protocol):
+    """The part of `isobox.files.Inside` that is needed here."""
+
+    def open(self, path: str, flags: int, mode: int = 0o666, *, base: int = 0) -> int:
+        """Open as the container's root; `base` n + 1 is the upper directory of tree n."""
+
+
+def changes(
+    inside: Inside,
+    trees: Sequence[Tree],
+    skeleton: Iterable[Directory],
+    mount_points: Iterable[str] = (),
+    *,
+    most: int = 1_000_000,
+) -> list[Change]:
+    """List what was added, modified and deleted, sorted by path.
+
+    A directory is "modified" when its own mode or owner changed, or when it was replaced by a new
+    one; not because something in it changed. What isobox itself made there (`skeleton`,
+    `mount_points` and the directories that lead to them) is left out, what programs put into it is
+    not. A file counts as modified as soon as it was opened for writing, since the kernel then
+    copies it. Below 128 directories in each other, only the topmost is listed.
+
+    The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
+    are more than `most`.
+    """
+    made = {components(directory.path) for directory in skeleton}
+    made.update(components(path) for path in mount_points)
+    made.update(components(tree.target) for tree in trees)
+    leading = {path[:length] for path in made for length in range(len(path) + 1)}
+    found: list[Change] = []
+    for number, tree in enumerate(trees):
+        if tree.kind != "overlay":
+            continue
+        for change in _Walk(inside, number + 1, tree, leading).run():
+            found.append(change)
+            if len(found) > most:
+                raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
+    return sorted(found, key=lambda change: components(change.path))
+
+
+@frozen
+class _Lower:
+    """A directory of one lower layer, open; `shift` is added to its owners to get those inside."""
+
+    fd: int
+    shift: int
+
+
+class _Walk:
+    """The upper directory of one tree against its lower layers.
+
+    Both sides are walked together, name by name below open directories and never through a link,
+    so a path of the container is never looked up as a path of the host.
+    """
+
+    def __init__(self, inside: Inside, base: int, tree: Tree, leading: set[tuple[str, ...]]) -> None:
+        self._inside = inside
+        self._base = base
+        self._layers = tree.layers
+        self._target = components(tree.target)
+        self._hidden = {components(hidden) for hidden in tree.hidden}
+        self._leading = leading
+
+    def run(self) -> Iterator[Change]:
+        """Yield every change of the tree."""
+        upper = self._inside.open(".", _DIRECTORY, base=self._base)
+        lowers: list[_Lower] = []
+        try:
+            owner = os.fstat(upper).st_uid  # the container's root, as this process sees it
+            for layer in self._layers:
+                lowers.append(_Lower(_open_layer(layer), owner if layer.idmap else 0))
+            yield from self._directory((), upper, lowers, fresh=False)
+        finally:
+            os.close(upper)
+            for lower in lowers:
+                os.close(lower.fd)
+
+    def _directory(
+        self, place: tuple[str, ...], upper: int, lowers: Sequence[_Lower], *, fresh: bool
+    ) -> Iterator[Change]:
+        """`fresh`: nothing of the lower directories is to be seen in this one."""
+        names = sorted(os.listdir(upper))
+        for name in names:
+            yield from self._entry((*place, name), name, upper, lowers, fresh=fresh)
+        if fresh:
+            gone = {name for lower in lowers for name in os.listdir(lower.fd)} - set(names)
+            for name in gone:
+                if (*place, name) not in self._hidden:
+                    yield self._change((*place, name), "deleted")
+
+    def _entry(
+        self, place: tuple[str, ...], name: str, upper: int, lowers: Sequence[_Lower], *, fresh: bool
+    ) -> Iterator[Change]:
+        try:
+            status = os.stat(name, dir_fd=upper, follow_symlinks=False)
+        except OSError:
+            return  # gone meanwhile
+        below = [] if place in self._hidden else _stats(name, lowers)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            if below:
+                yield self._change(place, "deleted")
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            yield self._change(place, "modified" if below else "added")
+            return
+        if len(place) > _DEEPEST:
+            if not below:
+                yield self._change(place, "added")
+            return
+        try:
+            fd = self._open_directory(place, name, upper)
+        except OSError:
+            return
+        opened: list[_Lower] = []
+        try:
+            merged = bool(below) and stat.S_ISDIR(below[0][1].st_mode)
+            replaced = fresh or not merged or _is_opaque(fd)
+            if (*self._target, *place) not in self._leading:
+                if not below:
+                    yield self._change(place, "added")
+                elif replaced or _differ(status, below[0]):
+                    yield self._change(place, "modified")
+            for lower, lower_status in below:
+                if not stat.S_ISDIR(lower_status.st_mode):
+                    break  # hides the layers under it
+                try:
+                    child = os.open(name, _DIRECTORY, dir_fd=lower.fd)
+                except OSError:
+                    continue  # closed to this user, and so to the container
+                opened.append(_Lower(child, lower.shift))
+            yield from self._directory(place, fd, opened, fresh=replaced)
+        finally:
+            os.close(fd)
+            for lower in opened:
+                os.close(lower.fd)
+
+    def _open_directory(self, place: tuple[str, ...], name: str, upper: int) -> int:
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=upper)
+        except PermissionError:  # another user's in the container: only its own root may
+            return self._inside.open("/".join(place), _DIRECTORY, base=self._base)
+
+    def _change(self, place: tuple[str, ...], kind: Kind) -> Change:
+        return Change(kind, "/" + "/".join((*self._target, *place)))
+
+
+def _open_layer(layer: Layer) -> int:
+    return os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _stats(name: str, lowers: Sequence[_Lower]) -> list[tuple[_Lower, os.stat_result]]:
+    """The entries of this name in the lower layers, topmost first, down to a whiteout."""
+    found: list[tuple[_Lower, os.stat_result]] = []
+    for lower in lowers:
+        try:
+            status = os.stat(name, dir_fd=lower.fd, follow_symlinks=False)
+        except OSError:
+            continue
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            break
+        found.append((lower, status))
+    return found
+
+
+def _differ(upper: os.stat_result, below: tuple[_Lower, os.stat_result]) -> bool:
+    lower, status = below
+    return (
+        stat.S_IMODE(upper.st_mode) != stat.S_IMODE(status.st_mode)
+        or upper.st_uid != status.st_uid + lower.shift
+        or upper.st_gid != status.st_gid + lower.shift
+    )
+
+
+def _is_opaque(fd: int) -> bool:
+    for name in _OPAQUE:
+        try:
+            if os.getxattr(fd, name) == b"y":
+                return True
+        except OSError:
+            pass
+    return False
