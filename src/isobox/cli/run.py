@@ -1,0 +1,123 @@
+"""``isobox run``: one program in one container, gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from isobox import Container, ExecError, Result
+from isobox.cli import report, signals, status, terminal
+from isobox.cli.options import container_arguments, container_options
+from isobox.cli.sections import SectionedCommand, option, together
+
+_RUN = "Run"
+
+_run_options = together(
+    option("-i", "--interactive", is_flag=True, section=_RUN, help="Connect standard input."),
+    option("-t", "--tty", is_flag=True, section=_RUN, help="Give it a terminal, connected to this one."),
+    option("--timeout", metavar="SECONDS", section=_RUN, help="Wall time, such as 30 or 250ms."),
+    option("--cpu-time", metavar="SECONDS", section=_RUN, help="CPU time, user and system."),
+    option("--output-limit", metavar="SIZE", section=_RUN, help="With --json: most output. Default: 16M."),
+    option("--usage", is_flag=True, section=_RUN, help="Print what it cost, to standard error."),
+    option("--json", "as_json", is_flag=True, section=_RUN, help="Print the whole result as JSON instead."),
+    option("--rm", is_flag=True, expose_value=False, section=_RUN, help="Accepted: it is always removed."),
+)
+
+
+@click.command(
+    "run",
+    cls=SectionedCommand,
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
+    short_help="Run one program in a new container.",
+)
+@_run_options
+@container_options
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def command(image: str, command: tuple[str, ...], **given: Any) -> int:
+    """Run COMMAND in a new container on IMAGE: "host" (this machine's system), a folder or a tar.
+
+    Options of isobox come before IMAGE; what follows COMMAND is the command's own. The exit status
+    is the program's; 125: isobox's own error; 126: not executable; 127: not found; 124: time-out;
+    137: killed or out of memory; 128+N: ended by signal N.
+
+    \b
+      isobox run host python3 -c 'print(6 * 7)'
+      isobox run -it --memory 256M --cpus 0.5 host bash
+      isobox run --timeout 5 --usage -v ./data:/data:ro host sort /data/names
+    """
+    if not command:
+        raise click.UsageError(f"there is nothing to run: add a command, such as isobox run {image} sh")
+    arguments = container_arguments(given)
+    limits = {
+        name: given[name] for name in ("timeout", "cpu_time", "output_limit") if given[name] is not None
+    }
+    if given["tty"]:
+        _needs_terminal(given["as_json"])
+        arguments.setdefault("env", {}).setdefault("TERM", os.environ.get("TERM") or "xterm")
+    try:
+        with signals.ending(), Container(image, **arguments) as container:
+            if given["tty"]:
+                result = _in_terminal(container, command, limits, given["interactive"])
+            else:
+                result = _with_streams(container, command, limits, given["interactive"], given["as_json"])
+            about = {"id": container.id, "name": container.name}
+    except signals.Ended as ended:
+        return status.SIGNAL + ended.number
+    except ExecError as error:
+        print(f"isobox: {error}", file=sys.stderr)
+        return status.of_error(error)
+    _report(result, {**limits, "memory": given["memory"]}, about, given)
+    return status.of_result(result)
+
+
+def _needs_terminal(as_json: bool) -> None:
+    if as_json:
+        raise click.UsageError("--json captures the output, -t shows it: give one of the two")
+    if not os.isatty(0):
+        raise click.UsageError("-t needs a terminal as standard input; leave it out in a pipe or a script")
+
+
+def _with_streams(
+    container: Container, command: tuple[str, ...], limits: dict[str, Any], interactive: bool, capture: bool
+) -> Result[Any]:
+    from subprocess import DEVNULL, PIPE
+
+    sys.stdout.flush()
+    process = container.popen(
+        command,
+        stdin=None if interactive else DEVNULL,
+        stdout=PIPE if capture else None,
+        stderr=PIPE if capture else None,
+        **limits,
+    )
+    with process, signals.forwarding(process.send_signal):
+        if capture:
+            process.communicate()
+        return process.result()
+
+
+def _in_terminal(
+    container: Container, command: tuple[str, ...], limits: dict[str, Any], interactive: bool
+) -> Result[Any]:
+    # The container is removed after the terminal is itself again: an error's text is then readable.
+    with terminal.raw(0), container.popen(command, tty=True, **limits) as process:
+        assert process.stdout is not None
+        relay = terminal.Relay(process.stdout.fileno(), forward_input=interactive)
+        relay.run(process.fileno(), process.resize)
+        return process.result()
+
+
+def _report(
+    result: Result[Any], limits: dict[str, Any], about: dict[str, str], given: dict[str, Any]
+) -> None:
+    if given["as_json"]:
+        click.echo(report.as_json(result, about))
+    why = status.explanation(result, limits)
+    if why is not None:
+        print(f"isobox: {why}", file=sys.stderr)
+    if given["usage"]:
+        print(report.table(result.usage), file=sys.stderr)
