@@ -1,0 +1,291 @@
+"""The cases of the comparison: who is measured in each, and how often."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from .native import BUILD, Floor
+from .peers import Peers
+from .remote import Remote
+from .samples import Failed, Series, Subject, interleave, progress
+
+GIB = 1 << 30
+MIB = 1 << 20
+RESIDENT = {"10 MB": 10 * MIB, "1 GB": GIB, "4 GB": 4 * GIB}
+WORK = {
+    "CPU": ["cpu"],
+    "files on a bind mount": ["files"],
+    "loopback": ["loopback"],
+    "system calls": ["calls"],
+}
+
+
+@frozen
+class Case:
+    """A case that was measured; `unit` is "ns", "bytes", "bytes/s" or "1/s"."""
+
+    title: str
+    series: dict[str, Series]
+    unit: str = "ns"
+
+    def median(self, name: str) -> float | None:
+        """The median of one subject; None if it could not be measured."""
+        return self.series[name].median if name in self.series else None
+
+
+@define
+class Bench:
+    """Everything that the cases need: the floor, a process that uses isobox, the other engines."""
+
+    work: Path
+    rootfs: Path
+    peers: Peers
+    quick: bool
+    host_program: str
+    floor: Floor = field(init=False)
+    host_floor: Floor = field(init=False)
+    remotes: dict[int, Remote] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.floor = Floor(str(BUILD / "true"), (str(self.rootfs),))
+        self.host_floor = Floor(self.host_program)
+
+    def isobox(self, resident: int = 0) -> Remote:
+        """The process that uses isobox and holds so many bytes; one of each size."""
+        if resident not in self.remotes:
+            command = [sys.executable, "-m", "bench.subject", str(self.rootfs), "--resident", str(resident)]
+            self.remotes[resident] = Remote(command)
+        return self.remotes[resident]
+
+    def asked(self, resident: int = 0, **request: object) -> Callable[[int], Sequence[float]]:
+        """Takes samples by asking that process."""
+
+        def take(count: int) -> Sequence[float]:
+            samples: Sequence[float] = self.isobox(resident).ask(count=count, **request)
+            return samples
+
+        return take
+
+    def once(self, resident: int = 0, **request: object) -> Callable[[int], Sequence[float]]:
+        """The same where a request gives one sample and has no count."""
+
+        def take(count: int) -> Sequence[float]:
+            samples: list[float] = []
+            for _ in range(count):
+                samples += self.isobox(resident).ask(**request)
+            return samples
+
+        return take
+
+    def floored(self, what: str, *options: str, host: bool = False) -> Callable[[int], Sequence[float]]:
+        """Takes samples with the floor."""
+        floor = self.host_floor if host else self.floor
+        return lambda count: floor.samples(what, count, *options)
+
+    def rounds(self, quick: int, full: int) -> int:
+        """How many rounds, as the option --quick says."""
+        return quick if self.quick else full
+
+    def close(self) -> None:
+        """End every process that was started."""
+        for remote in self.remotes.values():
+            remote.close()
+        self.peers.close()
+
+
+def oneshot(bench: Bench) -> Case:
+    """A container made, one program run in it, everything gone."""
+    true = str(BUILD / "true")
+    subjects = [
+        Subject("floor", bench.floored("oneshot"), note="C, the same work"),
+        Subject("floor, groups pooled", bench.floored("oneshot", "--pooled-cgroups")),
+        Subject("isobox.run", bench.asked(do="oneshot")),
+        Subject("floor, host image", bench.floored("oneshot", host=True)),
+        Subject(
+            "isobox.run, host image", bench.asked(do="oneshot", image="host", program=bench.host_program)
+        ),
+        Subject("subprocess.run", bench.asked(do="subprocess", program=true), note="no isolation"),
+        *bench.peers.subjects(),
+    ]
+    return Case("one-shot", interleave("one-shot", subjects, bench.rounds(4, 15)))
+
+
+def spaced(bench: Bench) -> Case:
+    """The same with a pause of 100 ms before each."""
+    subjects = [
+        Subject("floor", bench.floored("oneshot", "--gap", "100", "--warm-up", "1"), 5),
+        Subject("isobox.run", bench.asked(do="oneshot", gap_ms=100), 5),
+    ]
+    return Case("one-shot, 100 ms apart", interleave("100 ms apart", subjects, bench.rounds(4, 10)))
+
+
+def executed(bench: Bench) -> Case:
+    """A program in a container that lives, its output captured."""
+    true = str(BUILD / "true")
+    subjects = [
+        Subject("floor: server inside", bench.floored("exec"), 20),
+        Subject("floor: server inside, filter for each", bench.floored("exec", "--filter"), 20),
+        Subject("floor: server inside, own groups", bench.floored("exec", "--measure"), 20),
+        Subject("floor: fork and setns", bench.floored("exec-fork"), 20),
+        Subject("floor: spawn, not isolated", bench.floored("spawn"), 20),
+        Subject("subprocess.run", bench.asked(do="subprocess", program=true), 20, "no isolation"),
+        Subject("exec, measure=False", bench.asked(do="exec", measure=False), 20),
+        Subject("exec, measure=True", bench.asked(do="exec", measure=True), 20),
+    ]
+    return Case("exec", interleave("exec", subjects, bench.rounds(5, 15)))
+
+
+def _memory_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def resident(bench: Bench) -> Case:
+    """Starts from a program that holds 10 MB, 1 GB and 4 GB."""
+    subjects = []
+    for name, size in RESIDENT.items():
+        if size * 2 > _memory_available():
+            progress(f"  parent with {name}: not enough memory here, left out")
+            continue
+        subjects.append(Subject(f"isobox.run, {name}", bench.asked(size, do="oneshot")))
+        subjects.append(Subject(f"exec, {name}", bench.asked(size, do="exec", measure=True)))
+    case = Case("parent's size", interleave("parent's size", subjects, bench.rounds(4, 12)))
+    for size in RESIDENT.values():
+        if size in bench.remotes:
+            bench.remotes.pop(size).close()
+    return case
+
+
+def threaded(bench: Bench) -> Case:
+    """One-shot runs a second from one thread and from two."""
+
+    def floor(count: int) -> Sequence[float]:
+        amount = 150
+        rates = []
+        for _ in range(count):
+            command = [
+                str(BUILD / "floor"),
+                "oneshot",
+                "--count",
+                str(amount),
+                "--program",
+                bench.floor.program,
+            ]
+            command += ["--lower", str(bench.rootfs), "--warm-up", "0"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+                with subprocess.Popen(command, stdout=subprocess.PIPE) as second:
+                    sums = [
+                        sum(map(float, (process.communicate()[0]).split())) for process in (first, second)
+                    ]
+            rates.append(sum(amount / (total / 1e9) for total in sums if total))
+        return rates
+
+    def single(count: int) -> Sequence[float]:
+        samples = bench.floor.samples("oneshot", 150 * count, "--warm-up", "0")
+        return [1e9 * len(samples) / sum(samples)]
+
+    seconds = 0.5 if bench.quick else 1.0
+    subjects = [
+        Subject("floor, one process", single, 1),
+        Subject("floor, two processes", floor, 1),
+        Subject("isobox.run, one thread", bench.once(do="threads", threads=1, seconds=seconds), 1),
+        Subject("isobox.run, two threads", bench.once(do="threads", threads=2, seconds=seconds), 1),
+    ]
+    return Case("threads", interleave("threads", subjects, bench.rounds(3, 8)), "1/s")
+
+
+def teardown(bench: Bench) -> Case:
+    """Stop and clean up, with nothing and with a hundred processes inside."""
+    subjects = []
+    for processes in (0, 100):
+        options = ("--processes", str(processes), "--warm-up", "1")
+        subjects.append(Subject(f"floor, {processes} processes", bench.floored("teardown", *options), 5))
+        take = bench.asked(do="teardown", processes=processes)
+        subjects.append(Subject(f"isobox, {processes} processes", take, 5))
+    return Case("stop and clean up", interleave("stop and clean up", subjects, bench.rounds(4, 12)))
+
+
+def idle(bench: Bench) -> Case:
+    """Memory of containers that wait."""
+    containers = 100
+    options = ("--containers", str(containers))
+    without = ("--without", "net,lo,sys")
+    subjects = [
+        Subject("floor", bench.floored("idle", *options), 1),
+        Subject("floor, host network", bench.floored("idle", *options, *without), 1),
+        Subject("isobox", bench.once(do="idle", containers=containers, network="none"), 1),
+        Subject("isobox, host network", bench.once(do="idle", containers=containers, network="host"), 1),
+    ]
+    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(1, 3)), "bytes")
+
+
+def stdout(bench: Bench) -> Case:
+    """How fast a program's output reaches Python."""
+    size = 128 if bench.quick else 512
+    program = str(BUILD / "true")
+
+    def take(how: str) -> Callable[[int], Sequence[float]]:
+        return bench.once(do="stdout", how=how, mebibytes=size, program=program)
+
+    def floor(count: int) -> Sequence[float]:
+        return [GIB / (sample / 1e9) for sample in bench.floor.samples("pipe", count)]
+
+    subjects = [
+        Subject("floor: a pipe of 1 MiB", floor, 1),
+        Subject("subprocess.run, captured", take("subprocess.run"), 1),
+        Subject("subprocess.Popen, readinto", take("subprocess.Popen"), 1),
+        Subject("exec, captured", take("exec"), 1),
+        Subject("popen, readinto", take("popen"), 1),
+    ]
+    return Case("standard output", interleave("standard output", subjects, bench.rounds(2, 5)), "bytes/s")
+
+
+def work(bench: Bench) -> Case:
+    """Work on the host and the same work in a container."""
+    directory = bench.work / "data"
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o777)
+    subjects = []
+    for name, what in WORK.items():
+        for inside in (False, True):
+            fields: dict[str, Any] = {
+                "what": what,
+                "program": str(BUILD / "work"),
+                "directory": str(directory),
+            }
+            take = bench.once(do="work", inside=inside, **fields)
+            subjects.append(Subject(f"{name}, {'inside' if inside else 'outside'}", take, 1))
+    case = Case("work inside", interleave("work inside", subjects, bench.rounds(3, 11)))
+    shutil.rmtree(directory, ignore_errors=True)
+    return case
+
+
+CASES: dict[str, Callable[[Bench], Case]] = {
+    "oneshot": oneshot,
+    "spaced": spaced,
+    "exec": executed,
+    "resident": resident,
+    "threads": threaded,
+    "teardown": teardown,
+    "idle": idle,
+    "stdout": stdout,
+    "work": work,
+}
+
+
+def host_program() -> str:
+    """A small program that the host image has."""
+    for path in ("/usr/bin/true", "/bin/true"):
+        if os.access(path, os.X_OK):
+            return path
+    raise Failed("no `true` on this machine")

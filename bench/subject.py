@@ -1,0 +1,192 @@
+"""The process that uses isobox (and subprocess, beside it) and measures what that costs.
+
+Started as ``python -m bench.subject ROOTFS [--resident BYTES]``; a large one shows whether a start gets
+dearer with the memory that the program holds. All times are taken here, around the public API.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import isobox
+
+from .remote import serve
+
+CPU: Final = 1.0
+MEMORY: Final = "256M"
+MIB: Final = 1 << 20
+
+
+def _times(count: int, once: Callable[[], object], gap_ms: float = 0) -> list[int]:
+    samples = []
+    for _ in range(count):
+        if gap_ms:
+            time.sleep(gap_ms / 1000)
+        begin = time.perf_counter_ns()
+        once()
+        samples.append(time.perf_counter_ns() - begin)
+    return samples
+
+
+def _free_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemFree:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError("no MemFree in /proc/meminfo")
+
+
+class Measurements:
+    """What can be asked for; each method takes a request's fields and returns samples."""
+
+    def __init__(self, rootfs: str) -> None:
+        self._rootfs = rootfs
+        self._shared: isobox.Container | None = None
+
+    def container(self, **more: Any) -> isobox.Container:
+        """A container on the common root folder with the common limits."""
+        return isobox.Container(self._rootfs, cpu=CPU, memory=MEMORY, **more)
+
+    def live(self) -> isobox.Container:
+        """The one that execs are measured in."""
+        if self._shared is None:
+            self._shared = self.container()
+            self._shared.start()
+        return self._shared
+
+    def close(self) -> None:
+        """Remove it."""
+        if self._shared is not None:
+            self._shared.remove()
+
+    def oneshot(
+        self, count: int, image: str | None = None, program: str = "/true", gap_ms: float = 0
+    ) -> list[int]:
+        """isobox.run: made, one program, gone; nanoseconds."""
+        where = image or self._rootfs
+
+        def once() -> None:
+            isobox.run([program], image=where, cpu=CPU, memory=MEMORY, timeout=30).check()
+
+        return _times(count, once, gap_ms)
+
+    def subprocess(self, count: int, program: str) -> list[int]:
+        """subprocess.run with captured output; nanoseconds."""
+        return _times(count, lambda: subprocess.run([program], capture_output=True, check=True))
+
+    def exec(self, count: int, measure: bool) -> list[int]:
+        """Container.exec with captured output in a container that lives; nanoseconds."""
+        live = self.live()
+        return _times(count, lambda: live.exec(["/true"], measure=measure).check())
+
+    def threads(self, threads: int, seconds: float) -> list[float]:
+        """One-shot runs a second that so many threads reach together."""
+        deadline = time.perf_counter() + seconds
+        counts = [0] * threads
+
+        def loop(mine: int) -> None:
+            while time.perf_counter() < deadline:
+                self.oneshot(1)
+                counts[mine] += 1
+
+        workers = [threading.Thread(target=loop, args=(number,)) for number in range(threads)]
+        begin = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return [sum(counts) / (time.perf_counter() - begin)]
+
+    def teardown(self, count: int, processes: int) -> list[int]:
+        """Container.remove with so many processes inside; nanoseconds."""
+        samples = []
+        for _ in range(count):
+            box = self.container()
+            box.start()
+            if processes:
+                program = box.popen(["/true", "fork", str(processes)], stdout=subprocess.PIPE, measure=False)
+                assert program.stdout is not None
+                program.stdout.read(5)
+            samples += _times(1, box.remove)
+        return samples
+
+    def idle(self, containers: int, network: str) -> list[float]:
+        """Bytes of the machine's memory that each of so many waiting containers takes."""
+        with self.container(network=network):
+            pass
+        time.sleep(0.5)
+        before = _free_memory()
+        boxes = [self.container(network=network) for _ in range(containers)]
+        try:
+            for box in boxes:
+                box.start()
+            time.sleep(0.5)
+            return [(before - _free_memory()) / containers]
+        finally:
+            for box in boxes:
+                box.remove()
+
+    def stdout(self, how: str, mebibytes: int, program: str) -> list[float]:
+        """Bytes a second from a program's standard output into Python."""
+        arguments = ["write", str(mebibytes)]
+        begin = time.perf_counter()
+        if how == "subprocess.run":
+            size = len(subprocess.run([program, *arguments], capture_output=True, check=True).stdout)
+        elif how == "subprocess.Popen":
+            with subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, bufsize=0) as process:
+                size = _drain(process.stdout)
+        elif how == "exec":
+            size = len(self.live().exec(["/true", *arguments], output_limit=None).check().stdout)
+        else:
+            inside = self.live().popen(["/true", *arguments], output_limit=None)
+            size = _drain(inside.stdout)
+            inside.wait()
+        assert size == mebibytes * MIB, size
+        return [size / (time.perf_counter() - begin)]
+
+    def work(self, what: Sequence[str], program: str, directory: str, inside: bool) -> list[float]:
+        """Nanoseconds that a piece of work takes, by its own word: on the host, or in a container."""
+        if not inside:
+            place = [directory] if "files" in what else []
+            return [float(subprocess.run([program, *what, *place], capture_output=True, check=True).stdout)]
+        place = ["/data"] if "files" in what else []
+        mount = isobox.Mount.bind(directory, "/data")
+        with isobox.Container(self._rootfs, memory="1G", mounts=[mount]) as box:
+            return [float(box.exec(["/work", *what, *place]).check().stdout)]
+
+
+def _drain(stream: Any) -> int:
+    buffer, size = bytearray(MIB), 0
+    while got := stream.readinto(buffer):
+        size += got
+    return size
+
+
+def main() -> None:
+    """Serve requests: {"do": method, its arguments}."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rootfs")
+    parser.add_argument("--resident", type=int, default=0)
+    options = parser.parse_args()
+    ballast = bytearray(options.resident)
+    for page in range(0, len(ballast), 4096):
+        ballast[page] = 1
+    measurements = Measurements(options.rootfs)
+
+    def handle(request: Mapping[str, Any]) -> object:
+        arguments = dict(request)
+        return getattr(measurements, arguments.pop("do"))(**arguments)
+
+    try:
+        serve(handle)
+    finally:
+        measurements.close()
+
+
+if __name__ == "__main__":
+    main()
