@@ -41,9 +41,17 @@ class Control:
     def _gone(self, error: OSError) -> StateError:
         return StateError(f"the container has stopped ({error.strerror})")
 
+    def prepare(self, plan: bytes, fds: Sequence[int]) -> None:
+        """Send the first part of the plan; a failure of it is `setup`'s to tell."""
+        self._send(_native.PREPARE, plan, fds)
+
     def setup(self, plan: bytes, fds: Sequence[int]) -> _native.Reply:
-        """Send the plan and wait for READY or FAILED."""
-        self._send(_native.SETUP, plan, fds)
+        """Send the rest of the plan and wait for READY or FAILED."""
+        try:
+            self._send(_native.SETUP, plan, fds)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise  # else it has ended, and what it said last can still be read
         try:
             reply, fd, _pid = _native.receive(self._fd, REPLY_TIMEOUT_MS * 6)
         except OSError as error:

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 
 from . import _native, cgroups, runtime
 from .host import features
-from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES
+from .plan.ops import Op, encode
+from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES, Shape, prepare_plan
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
+from .shells import Shells, Wanted
 
 _current: Shared | None = None
 _lock = threading.Lock()
@@ -66,17 +68,12 @@ class Shared:
         self.seccomp_cache = f"{self.owner.state}/seccomp"
         self._device_fd: int | None = None
         self._clonable = True
-        self._host_image: Rootfs | None = None
+        self.host_rootfs: Rootfs | None = None
         self._host_paths: tuple[str, ...] = ()
         self._lock = threading.Lock()
-        self._count = 0
+        self._plans: dict[Wanted, tuple[Shape, list[Op], bytes]] = {}
+        self.shells = Shells(self)
         atexit.register(self.close)
-
-    def next_number(self) -> int:
-        """Count up: for ids."""
-        with self._lock:
-            self._count += 1
-            return self._count
 
     def abandon(self) -> None:
         """In a forked child: drop the descriptors, touch nothing of the parent's."""
@@ -91,6 +88,7 @@ class Shared:
         global _current
         if _current is self:
             _current = None
+        self.shells.close()
         self.groups.close()
         for fd in (self.owner_fd, self.init_fd, self._device_fd):
             if fd is not None:
@@ -101,10 +99,22 @@ class Shared:
         """Describe the host image; anew when sys.path has changed."""
         paths = python_paths()
         with self._lock:
-            if self._host_image is None or paths != self._host_paths:
-                self._host_image = host_image(root=self.root, state_dir=self.owner.state, python_paths=paths)
+            if self.host_rootfs is None or paths != self._host_paths:
+                self.host_rootfs = host_image(root=self.root, state_dir=self.owner.state, python_paths=paths)
                 self._host_paths = paths
-            return self._host_image
+            return self.host_rootfs
+
+    def prepared(self, wanted: Wanted, shape: Shape) -> tuple[list[Op], bytes]:
+        """Return the plan of a shell and its bytes; made once for all shells of a kind."""
+        found = self._plans.get(wanted)
+        if found is not None and found[0] == shape:
+            return found[1], found[2]
+        ops = prepare_plan(shape)
+        plan = encode(ops)
+        if len(self._plans) >= 16:
+            self._plans.clear()
+        self._plans[wanted] = (shape, ops, plan)
+        return ops, plan
 
     def device_tree(self, extra: Sequence[str], owner: tuple[int, int]) -> int | None:
         """Return a detached tmpfs of device nodes, the caller's; None for an ordinary user."""

@@ -10,53 +10,28 @@ import errno
 import os
 import resource
 import secrets
-import signal
-import socket
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Final
 
-from attrs import define, field
+from attrs import define
 
-from . import _native, idmap
+from . import _native
+from .cgroups import Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
 from .plan.ops import Op, describe, encode
-from .plan.setup import Placed, Setup, container_plan
+from .plan.setup import Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
 from .rootfs.tar import unpack
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, paths, seccomp
 from .shared import Shared
+from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan
 from .spec import ContainerSpec, Mount
-from .cgroups import Group
-
-CLONE_NEWNS: Final = 0x00020000
-CLONE_NEWCGROUP: Final = 0x02000000
-CLONE_NEWUTS: Final = 0x04000000
-CLONE_NEWIPC: Final = 0x08000000
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWPID: Final = 0x20000000
-CLONE_NEWNET: Final = 0x40000000
-CLONE_NEWTIME: Final = 0x00000080
-WALL: Final = 0x40000000
-
-
-def namespaces_of(spec: ContainerSpec) -> tuple[int, int]:
-    """Return CLONE_NEW* flags for clone3, and those that isobox-init unshares once it is in its cgroup."""
-    private = {name for name, mode in spec.namespaces.items() if mode == "private"}
-    flags = CLONE_NEWNS | CLONE_NEWPID
-    flags |= CLONE_NEWUTS if "uts" in private else 0
-    flags |= CLONE_NEWIPC if "ipc" in private else 0
-    flags |= CLONE_NEWNET if spec.network != "host" else 0
-    flags |= CLONE_NEWUSER if spec.userns == "auto" else 0
-    late = CLONE_NEWCGROUP if "cgroup" in private else 0
-    late |= CLONE_NEWTIME if "time" in private else 0
-    return flags, late
 
 
 @define
@@ -64,33 +39,33 @@ class Launched:
     """A container whose PID 1 runs and has carried out its plan."""
 
     id: str
-    control: Control
-    pid: int
-    pidfd: int
+    shell: Shell
     group: Group
-    id_map: IdMap | None
     ops: list[Op]
     capabilities: int
     seccomp: bytes | None
     rlimits: dict[int, tuple[int, int]]
     rootfs: Rootfs
-    image_env: dict[str, str] = field(factory=dict)
 
+    @property
+    def control(self) -> Control:
+        """The socket to its init."""
+        return self.shell.control
 
-class _Descriptors:
-    """The table of descriptors that travels with a plan; owns what it holds until the plan is sent."""
+    @property
+    def pid(self) -> int:
+        """Its init, as this process sees it."""
+        return self.shell.pid
 
-    def __init__(self) -> None:
-        self.fds: list[int] = []
+    @property
+    def pidfd(self) -> int:
+        """Its init; readable once it has ended."""
+        return self.shell.pidfd
 
-    def add(self, fd: int) -> int:
-        self.fds.append(fd)
-        return len(self.fds) - 1
-
-    def close(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
-        self.fds.clear()
+    @property
+    def id_map(self) -> IdMap | None:
+        """The ids of its user namespace; None where it has none of its own."""
+        return self.shell.id_map
 
 
 def make_id(shared: Shared) -> str:
@@ -104,47 +79,42 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
     if spec.name is not None:
         shared.owner.name(spec.name)
         stack.callback(shared.owner.release_name, spec.name)
-    image = _rootfs(spec, shared, stack)
+    rootfs = _rootfs(spec, shared, stack)
+    wanted = _wanted(spec, shared, rootfs, stack)
+    shell = shared.shells.take(wanted)
+    stack.callback(shell.close)
+    # From here on the shell prepares its root file system by itself; meanwhile, on this side:
     group = shared.groups.container(spec.limits, id=container_id)
     stack.callback(group.close)
-    id_map = None
-    if spec.userns == "auto":
-        id_map = shared.owner.id_map()
-        stack.callback(shared.owner.release_id_map, id_map)
-    scratch = None
-    if spec.upper == "disk":
-        scratch = shared.owner.disk_dir()
-        stack.callback(shared.owner.discard, scratch)
-        if id_map is not None:
-            os.chown(scratch, id_map.root_uid, id_map.root_gid)
-        os.chmod(scratch, 0o711)
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
     program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)
     rlimits = _rlimits(spec, group)
-
-    flags, late = namespaces_of(spec)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    table = Descriptors(group.join_fds)
     try:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        control = Control(ours.detach())
-        stack.callback(control.close)
-        pid, pidfd = _spawn(flags, shared, theirs.fileno(), group)
-    finally:
-        ours.close()
-        theirs.close()
-    stack.callback(_end, pidfd)
-    if id_map is not None:
-        idmap.write(pid, id_map)
-
-    table = _Descriptors()
-    try:
-        ops = _plan(spec, shared, group, id_map, image, scratch, mask, late, pid, table)
-        reply = control.setup(encode(ops), [*group.join_fds, *table.fds])
+        ops = _own_plan(spec, shared, rootfs, len(group.join_fds), shell, mask, container_id, table)
+        reply = shell.control.setup(encode(ops), table.fds)
     finally:
         table.close()
     if reply.kind != _native.READY:
-        raise _setup_error(ops, reply, group)
-    return Launched(container_id, control, pid, pidfd, group, id_map, ops, mask, program, rlimits, image)
+        raise _setup_error(shell.ops if reply.status == _native.PREPARE else ops, reply, group)
+    return Launched(container_id, shell, group, [*shell.ops, *ops], mask, program, rlimits, rootfs)
+
+
+def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, stack: ExitStack) -> Wanted:
+    disk = None
+    if spec.upper == "disk":
+        disk = shared.owner.disk_dir()
+        stack.callback(shared.owner.discard, disk)
+    return Wanted(
+        rootfs=rootfs,
+        scratch_size=_scratch_size(spec),
+        disk=disk,
+        devices=spec.devices,
+        own_userns=spec.userns == "auto",
+        own_netns=spec.network != "host",
+        own_utsns=spec.namespaces["uts"] == "private",
+        own_ipcns=spec.namespaces["ipc"] == "private",
+    )
 
 
 def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
@@ -163,14 +133,11 @@ def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
 def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
     """Return the ops of a container that is not started."""
     with ExitStack() as stack:
-        image = _rootfs(spec, shared, stack)
-        id_map = None
-        if spec.userns == "auto":
-            id_map = shared.owner.id_map()
-            stack.callback(shared.owner.release_id_map, id_map)
+        rootfs = _rootfs(spec, shared, stack)
+        wanted = _wanted(spec, shared, rootfs, stack)
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
-        _flags, late = namespaces_of(spec)
-        return _plan(spec, shared, None, id_map, image, None, mask, late, 0, None)
+        own = _own_plan(spec, shared, rootfs, 0, None, mask, "0" * 12, None)
+        return [*shell_plan(wanted, shared), *own]
 
 
 def _refuse(spec: ContainerSpec, shared: Shared) -> None:
@@ -191,33 +158,6 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
             "the bound on a directory of a disk needs project quotas, which are not used yet",
             'use upper="memory", where disk= is enforced by the kernel',
         )
-
-
-def _spawn(flags: int, shared: Shared, control_fd: int, group: Group) -> tuple[int, int]:
-    try:
-        return _native.spawn(
-            flags,
-            init_fd=shared.init_fd,
-            control_fd=control_fd,
-            owner_fd=shared.owner_fd,
-            cgroup_fd=-1 if group.into_fd is None else group.into_fd,
-        )
-    except _native.SpawnError as error:
-        number = error.errno or errno.EIO
-        raise SetupError(
-            number, f"{error.step} of isobox-init", stage="spawn", op=error.step, hint=hint("spawn", number)
-        ) from None
-
-
-def _end(pidfd: int) -> None:
-    """Kill PID 1, and with it everything in its PID namespace; wait until the kernel is done."""
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | WALL)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # reaped already
-    finally:
-        os.close(pidfd)
 
 
 def _rlimits(spec: ContainerSpec, group: Group) -> dict[int, tuple[int, int]]:
@@ -242,117 +182,78 @@ def _scratch_size(spec: ContainerSpec) -> int:
     return max(whole // 2, 1 << 20)
 
 
-def _layer_fds(image: Rootfs, userns_fd: int, table: _Descriptors, first: int) -> dict[int, Sequence[int]]:
-    """Detached copies of the layers, which root may make of any path."""
-    found: dict[int, Sequence[int]] = {}
-    for number, tree in enumerate(image.trees):
-        places = []
-        for layer in tree.layers:
-            fd = _native.clone_tree(layer.path, recursive=tree.kind == "bind")
-            places.append(first + table.add(fd))
-            if layer.idmap and userns_fd >= 0:
-                _idmap(fd, userns_fd, False, f"the image {layer.path}")
-        found[number] = places
-    return found
-
-
-def _idmap(fd: int, userns_fd: int, recursive: bool, what: str) -> None:
-    try:
-        _native.mount_setattr(fd, 0, recursive=recursive, userns_fd=userns_fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
-            raise
-        raise UnsupportedError(
-            f"owners of {what}",
-            "the file system or the kernel has no idmapped mounts, so root inside would own none of its files",
-            "put it on ext4, xfs or btrfs (Linux 5.19), mount it read-only, or use userns='host'",
-        ) from None
-
-
-def _place(mount: Mount, shared: Shared, userns_fd: int, table: _Descriptors | None, first: int) -> Placed:
+def _place(mount: Mount, shared: Shared, userns_fd: int, table: Descriptors | None) -> Placed:
     if mount.kind == "tmpfs":
         return Placed(mount, False, None)
     assert mount.source is not None
     try:
         found = os.stat(mount.source)
     except OSError as error:
-        number = error.errno or errno.EIO
         raise SetupError(
-            number, f"mounts: source {mount.source}", stage="mounts", op="stat", hint="Give a path that exists on the host"
+            error.errno or errno.EIO,
+            f"mounts: source {mount.source}",
+            stage="mounts",
+            op="stat",
+            hint="Give a path that exists on the host",
         ) from None
     tree = None
     if shared.root and table is not None:
         fd = _native.clone_tree(mount.source, recursive=True)
-        tree = first + table.add(fd)
+        tree = table.own(fd)
         if userns_fd >= 0:
             try:
-                _idmap(fd, userns_fd, True, mount.source)
+                idmapped(fd, userns_fd, recursive=True, what=mount.source)
             except UnsupportedError:
                 if not mount.read_only:
                     raise
     return Placed(mount, not stat.S_ISDIR(found.st_mode), tree)
 
 
-def _plan(
-    spec: ContainerSpec,
-    shared: Shared,
-    group: Group | None,
-    id_map: IdMap | None,
-    image: Rootfs,
-    scratch: str | None,
-    mask: int,
-    late: int,
-    pid: int,
-    table: _Descriptors | None,
-) -> list[Op]:
-    """The ops of the container; descriptors go into `table`, behind those of the cgroups."""
-    joins = len(group.join_fds) if group is not None else 0
-    allowed = os.sched_getaffinity(0)
-    cpus = visible_cpus(spec.limits, allowed)
-    needs_userns = any(layer.idmap for tree in image.trees for layer in tree.layers) or spec.mounts
+def _placed(spec: ContainerSpec, shared: Shared, shell: Shell | None, table: Descriptors | None) -> list[Placed]:
+    if not spec.mounts:
+        return []
     userns_fd = -1
-    if id_map is not None and shared.root and needs_userns and table is not None:
-        userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    if shell is not None and shell.id_map is not None and shared.root:
+        userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        layer_fds = _layer_fds(image, userns_fd, table, joins) if shared.root and table is not None else {}
-        mounts = [_place(mount, shared, userns_fd, table, joins) for mount in spec.mounts]
+        return [_place(mount, shared, userns_fd, table) for mount in spec.mounts]
     finally:
         if userns_fd >= 0:
             os.close(userns_fd)
-    dev_fd = None
-    if table is not None:
-        owner = (0, 0) if id_map is None else (id_map.root_uid, id_map.root_gid)
-        tree = shared.device_tree(spec.devices, owner)
-        dev_fd = None if tree is None else joins + table.add(tree)
+
+
+def _own_plan(
+    spec: ContainerSpec,
+    shared: Shared,
+    rootfs: Rootfs,
+    joins: int,
+    shell: Shell | None,
+    mask: int,
+    container_id: str,
+    table: Descriptors | None,
+) -> list[Op]:
+    """The container's own part of the plan; descriptors go into `table`, behind those of the cgroups."""
+    allowed = os.sched_getaffinity(0)
+    cpus = visible_cpus(spec.limits, allowed)
     masked: list[tuple[str, bool]] = []
+    protected: list[str] = []
     if spec.userns == "host":  # else the user namespace keeps these out of reach
         masked = [(path, os.path.isdir(path)) for path in paths.MASKED if os.path.exists(path)]
-    return container_plan(
+        protected = [path for path in paths.READ_ONLY if os.path.exists(path)]
+    hostname = spec.hostname or spec.name or container_id
+    return setup_plan(
         Setup(
-            stage=shared.stage,
-            rootfs=image,
-            hostname=spec.hostname or spec.name or "isobox",
+            hostname=hostname if spec.namespaces["uts"] == "private" else None,
             join_fds=range(joins),
-            layer_fds=layer_fds,
-            dev_fd=dev_fd,
-            mounts=mounts,
+            late_namespaces=late_namespaces(spec.namespaces),
+            mounts=_placed(spec, shared, shell, table),
             views=views(spec.limits, sorted(cpus or allowed)),
             cpus=None if cpus is None else frozenset(cpus),
             bounding=mask,
-            scratch_size=_scratch_size(spec),
-            disk_scratch=scratch,
-            groups_allowed=id_map is None or not id_map.deny_setgroups,
-            tty_group=id_map is None or not id_map.single,
-            own_userns=id_map is not None,
-            own_netns=spec.network != "host",
-            own_utsns=spec.namespaces.get("uts") == "private",
-            own_ipcns=spec.namespaces.get("ipc") == "private",
-            late_namespaces=late,
-            read_only=spec.read_only,
-            lowerdir_plus=shared.lowerdir_plus,
-            devices=spec.devices,
+            read_only=[tree.target for tree in rootfs.trees if tree.kind == "overlay"] if spec.read_only else (),
+            stage=shared.stage,
             masked=masked,
-            protected=[path for path in paths.READ_ONLY if spec.userns == "host" and os.path.exists(path)],
+            protected=protected,
         )
     )
 

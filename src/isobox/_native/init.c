@@ -230,8 +230,10 @@ static const unsigned char *payload(const struct isobox_request *request, long s
     return *mapped;
 }
 
+/* PREPARE and SETUP: two parts of one plan, which share the new root that the first one made. */
 static void setup(const struct isobox_request *request, long size)
 {
+    static int root = -1;
     struct isobox_reply reply;
     struct isobox_run run;
     void *mapped;
@@ -241,12 +243,17 @@ static void setup(const struct isobox_request *request, long size)
     run.size = request->size;
     run.fds = received;
     run.nfds = received_count;
+    run.root = root;
     long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG_;
+    root = run.root;
     if (mapped)
         SYS2(__NR_munmap, mapped, request->size);
+    if (!failed && request->kind == ISOBOX_PREPARE)
+        return;
     reply.kind = failed ? ISOBOX_FAILED : ISOBOX_READY;
     reply.op = run.op;
     reply.error = (int)-failed;
+    reply.status = (int)request->kind;
     answer(&reply, 0, 0);
     if (failed)
         leave(1);
@@ -363,6 +370,7 @@ static void serve_exec(const struct isobox_request *request, long size)
     long pid = -EBADMSG_;
     memset(&reply, 0, sizeof reply);
     memset(&child, 0, sizeof child);
+    child.run.root = -1;
     if (received_count == 0)
         return;
     int slot = free_slot();
@@ -633,11 +641,11 @@ __attribute__((noreturn, used)) void isobox_main(void)
         if (size < (long)sizeof request)
             leave(0);
         memcpy(&request, message, sizeof request);
-        if (request.kind != ISOBOX_SETUP)
+        if (request.kind != ISOBOX_SETUP && request.kind != ISOBOX_PREPARE)
             leave(1);
         setup(&request, size);
         close_received();
-        ready = 1;
+        ready = request.kind == ISOBOX_SETUP;
     }
 }
 

@@ -23,7 +23,7 @@ enum isobox_bound {
 
 /* What a message on the control socket asks for. */
 enum isobox_request_kind {
-    ISOBOX_SETUP = 1,   /* run the plan, become PID 1 of the container */
+    ISOBOX_SETUP = 1,   /* run the rest of the plan, become PID 1 of the container */
     ISOBOX_EXEC = 2,    /* run the plan in a child; it ends in ISOBOX_OP_EXEC */
     ISOBOX_SIGNAL = 3,  /* arg0: exec, arg1: signal */
     ISOBOX_OPEN = 4,    /* str0: path; arg0: flags, arg1: mode, arg2: base */
@@ -31,6 +31,7 @@ enum isobox_request_kind {
     ISOBOX_SYMLINK = 6, /* str0: path, str1: target; arg2: base */
     ISOBOX_UNLINK = 7,  /* str0: path; arg0: AT_REMOVEDIR or 0, arg2: base */
     ISOBOX_LOCATE = 8,  /* arg0: exec; the reply's credentials carry its pid */
+    ISOBOX_PREPARE = 9, /* before SETUP: run the first part of the plan; answers only a failure */
 };
 
 enum isobox_request_flag {
@@ -112,7 +113,7 @@ struct isobox_reply {
     unsigned int kind;
     int op;
     int error;
-    int status;         /* ENDED: as wait(2) gives it; STARTED: pid inside */
+    int status;         /* ENDED: as wait(2) gives it; STARTED: pid inside; FAILED: the request's kind */
     long long start_ns; /* CLOCK_MONOTONIC */
     long long end_ns;
     long long user_us;  /* of the program and the children it waited for */

@@ -577,7 +577,7 @@ long isobox_run_ops(struct isobox_run *run)
 {
     struct decoded op;
     unsigned long at = 0;
-    run->context = run->tree = run->root = -1;
+    run->context = run->tree = -1;
     long failed = 0;
     for (run->op = 0; at < run->size && !failed; at += op.head.size) {
         failed = decode(run->ops + at, run->size - at, &op);
@@ -588,6 +588,5 @@ long isobox_run_ops(struct isobox_run *run)
     }
     close_held(&run->context);
     close_held(&run->tree);
-    close_held(&run->root);
     return failed;
 }

@@ -14,7 +14,7 @@ struct isobox_run {
     int op;
     int context; /* fsopen's descriptor, -1 */
     int tree;    /* the detached mount in hand, -1 */
-    int root;    /* the new root until PIVOT, -1 */
+    int root;    /* the new root until PIVOT, -1; the caller's from one run to the next */
 };
 
 /* 0, or a negative errno. */

@@ -53,35 +53,42 @@ class Placed:
 
 
 @frozen
-class Setup:
-    """Everything that the plan of a container is made from.
+class Shape:
+    """What the first part of a plan is made from: it names no container, so one may be made in advance.
 
-    Numbers named ``*_fd`` and in `layer_fds` are places in the table of descriptors that travels
-    with the plan. `layer_fds`: tree index → one detached copy a layer, None to use its path.
+    `layer_fds`, `dev_fd` and `disk_fd` are places in the table of descriptors that travels with it
+    (tree index → one detached copy a layer); what is not in it is reached by its path.
     """
 
     stage: str
     rootfs: Rootfs
-    hostname: str
-    join_fds: Sequence[int]
     layer_fds: Mapping[int, Sequence[int]]
     dev_fd: int | None
-    mounts: Sequence[Placed]
-    views: Mapping[str, bytes]
-    cpus: frozenset[int] | None
-    bounding: int
+    devices: Sequence[str]
     scratch_size: int
     disk_scratch: str | None
+    disk_fd: int | None
     groups_allowed: bool
     tty_group: bool
     own_userns: bool
     own_netns: bool
-    own_utsns: bool
     own_ipcns: bool
-    late_namespaces: int
-    read_only: bool
     lowerdir_plus: bool
-    devices: Sequence[str]
+
+
+@frozen
+class Setup:
+    """What the second part is made from: this container's own."""
+
+    hostname: str | None
+    join_fds: Sequence[int]
+    late_namespaces: int
+    mounts: Sequence[Placed]
+    views: Mapping[str, bytes]
+    cpus: frozenset[int] | None
+    bounding: int
+    read_only: Sequence[str]
+    stage: str
     masked: Sequence[tuple[str, bool]] = ()
     protected: Sequence[str] = ()
 
@@ -90,7 +97,7 @@ class Setup:
 class _Stage:
     """The list of ops as it grows, with what is known of the directories made so far."""
 
-    setup: Setup
+    root: str
     ops: list[Op] = field(factory=list)
     made: set[str] = field(factory=set)
 
@@ -103,7 +110,7 @@ class _Stage:
         if path in self.made:
             return
         parent = posixpath.dirname(path)
-        if parent != self.setup.stage and len(parent) > len(self.setup.stage):
+        if len(parent) > len(self.root):
             self.mkdir(parent)
         self.made.add(path)
         self.add("MKDIR", mode, HOST_PATH, 1, strings=(path,))
@@ -120,32 +127,39 @@ class _Stage:
         self.add("ATTACH", below, strings=(target,), note=kind)
 
 
-def container_plan(setup: Setup) -> list[Op]:
-    """Return the ops that turn fresh namespaces into the container that `setup` describes."""
-    stage = _Stage(setup)
+def prepare_plan(shape: Shape) -> list[Op]:
+    """Return the ops that turn fresh namespaces into a root file system with /proc, /sys and /dev."""
+    stage = _Stage(shape.stage)
+    if shape.own_userns:
+        stage.add("IDS", 0, 0, note="root of the user namespace")
+        if shape.groups_allowed:
+            stage.add("GROUPS", 0, strings=(b"",), note="none")
+    stage.add("UMASK", 0)
+    stage.add("PROPAGATION", MS_REC_PRIVATE, note="private, recursively")
+    if shape.own_netns:
+        stage.add("LOOPBACK", note="lo up")
+    _scratch(stage, shape)
+    _trees(stage, shape)
+    _kernel_file_systems(stage, shape)
+    _devices(stage, shape)
+    return stage.ops
+
+
+def setup_plan(setup: Setup) -> list[Op]:
+    """Return the ops that make one container of what `prepare_plan` left."""
+    stage = _Stage(setup.stage)
     for place in setup.join_fds:
         stage.add("JOIN_CGROUP", place, note=f"descriptor {place}")
     if setup.late_namespaces:
         stage.add("UNSHARE", setup.late_namespaces, note="cgroup and time namespaces")
-    if setup.own_userns:
-        stage.add("IDS", 0, 0, note="root of the user namespace")
-        if setup.groups_allowed:
-            stage.add("GROUPS", 0, strings=(b"",), note="none")
-    stage.add("UMASK", 0)
-    stage.add("PROPAGATION", MS_REC_PRIVATE, note="private, recursively")
-    if setup.own_utsns:
+    if setup.hostname is not None:
         stage.add("HOSTNAME", strings=(setup.hostname,))
-    if setup.own_netns:
-        stage.add("LOOPBACK", note="lo up")
-    _scratch(stage)
-    _trees(stage)
-    _kernel_file_systems(stage)
-    _devices(stage)
-    _views(stage)
-    _mounts(stage)
-    if setup.read_only:
-        stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=("/",))
-        stage.add("SETATTR", ATTR_RDONLY, 0, 0, note="read-only root")
+    _covers(stage, setup)
+    _views(stage, setup)
+    _mounts(stage, setup)
+    for target in setup.read_only:
+        stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=(target,))
+        stage.add("SETATTR", ATTR_RDONLY, 0, 0, note="read-only")
     stage.add("PIVOT", note="the host's tree is gone")
     if setup.cpus is not None:
         stage.add("AFFINITY", strings=(_cpu_mask(setup.cpus),), note=f"cpus {sorted(setup.cpus)}")
@@ -161,16 +175,17 @@ def _cpu_mask(cpus: Iterable[int]) -> bytes:
     return mask.to_bytes(words * 8, "little")
 
 
-def _scratch(stage: _Stage) -> None:
+def _scratch(stage: _Stage, setup: Shape) -> None:
     """A tmpfs of the container's own for everything that it may write, and for mount points on the way."""
-    setup = stage.setup
     options = {"size": str(setup.scratch_size), "mode": "0755"}
     stage.mount("tmpfs", options, ATTR_NODEV, setup.stage, HOST_PATH)
     stage.mkdir(f"{setup.stage}/root")
     if setup.disk_scratch is not None:
-        # The disk's directory may lie where the container's root can't go once the ids are changed.
         stage.mkdir(f"{setup.stage}/disk")
-        stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(setup.disk_scratch,))
+        if setup.disk_fd is not None:
+            stage.add("TAKE_TREE", setup.disk_fd, note=setup.disk_scratch)
+        else:
+            stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(setup.disk_scratch,))
         stage.add("ATTACH", HOST_PATH, strings=(f"{setup.stage}/disk",), note="the layer on disk")
 
 
@@ -196,8 +211,7 @@ def _premade(directory: Directory, trees: Sequence[Tree]) -> tuple[int, str] | N
     return None
 
 
-def _trees(stage: _Stage) -> None:
-    setup = stage.setup
+def _trees(stage: _Stage, setup: Shape) -> None:
     trees = setup.rootfs.trees
     uppers = f"{setup.stage}/disk" if setup.disk_scratch is not None else setup.stage
     later: list[Directory] = []
@@ -215,15 +229,14 @@ def _trees(stage: _Stage) -> None:
     numbers = {id(tree): number for number, tree in enumerate(trees)}
     for step in setup.rootfs.steps():
         if isinstance(step, Tree):
-            _tree(stage, numbers[id(step)], step, uppers)
+            _tree(stage, setup, numbers[id(step)], step, uppers)
         elif isinstance(step, Link):
             stage.add("SYMLINK", 0, BELOW_ROOT, strings=(step.path, step.target))
         elif id(step) in made_later:
             stage.add("MKDIR", step.mode, BELOW_ROOT, 1, strings=(step.path,))
 
 
-def _tree(stage: _Stage, number: int, tree: Tree, uppers: str) -> None:
-    setup = stage.setup
+def _tree(stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str) -> None:
     fds = setup.layer_fds.get(number)
     root = number == 0
     target = f"{setup.stage}/root" if root else tree.target
@@ -249,7 +262,7 @@ def _tree(stage: _Stage, number: int, tree: Tree, uppers: str) -> None:
             stage.add("FSCONFIG_FLAG", strings=("userxattr",))
         if setup.disk_scratch is not None:
             stage.add("FSCONFIG_FLAG", strings=("volatile",), note="no fsync: the layer is thrown away")
-        stage.add("FSMOUNT", ATTR_NODEV | (ATTR_RDONLY if setup.read_only and not root else 0))
+        stage.add("FSMOUNT", ATTR_NODEV)
     stage.add("ATTACH", HOST_PATH if root else BELOW_ROOT, strings=(target,), note=f"{tree.kind} {number}")
     if tree.kind == "overlay":
         stage.add("BASE", strings=(f"{uppers}/upper/{number}",), note=f"upper {number}")
@@ -262,7 +275,7 @@ def _tree(stage: _Stage, number: int, tree: Tree, uppers: str) -> None:
 def _lowers(stage: _Stage, number: int, tree: Tree, fds: Sequence[int] | None) -> list[str]:
     """The lower directories of an overlay, topmost first; makes the whiteouts of what is hidden."""
     lowers: list[str] = []
-    base = stage.setup.stage
+    base = stage.root
     if tree.hidden or not tree.layers:
         mask = f"{base}/mask/{number}"
         stage.mkdir(mask)
@@ -284,8 +297,7 @@ def _lowers(stage: _Stage, number: int, tree: Tree, fds: Sequence[int] | None) -
     return lowers
 
 
-def _kernel_file_systems(stage: _Stage) -> None:
-    setup = stage.setup
+def _kernel_file_systems(stage: _Stage, setup: Shape) -> None:
     hard = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
     for path in ("/proc", "/sys", "/dev"):
         if all(directory.path != path for directory in setup.rootfs.skeleton):
@@ -298,6 +310,10 @@ def _kernel_file_systems(stage: _Stage) -> None:
         stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=("/sys",))
         stage.add("SETATTR", hard | ATTR_RDONLY, 0, AT_RECURSIVE, note="read-only")
         stage.add("ATTACH", BELOW_ROOT, strings=("/sys",), note="the host's")
+
+
+def _covers(stage: _Stage, setup: Setup) -> None:
+    hard = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
     for path in setup.protected:
         stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(path,))
         stage.add("SETATTR", hard | ATTR_RDONLY, 0, 0, note="read-only")
@@ -310,8 +326,7 @@ def _kernel_file_systems(stage: _Stage) -> None:
             stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="masked")
 
 
-def _devices(stage: _Stage) -> None:
-    setup = stage.setup
+def _devices(stage: _Stage, setup: Shape) -> None:
     quiet = ATTR_NOSUID | ATTR_NOEXEC
     if setup.dev_fd is not None:
         stage.add("TAKE_TREE", setup.dev_fd, note="device nodes")
@@ -342,20 +357,20 @@ def _bind_device(stage: _Stage, path: str) -> None:
     stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="device")
 
 
-def _views(stage: _Stage) -> None:
+def _views(stage: _Stage, setup: Setup) -> None:
     """Files that show the container's limits, bound over those that show the host's size."""
-    for number, (path, content) in enumerate(stage.setup.views.items()):
+    for number, (path, content) in enumerate(setup.views.items()):
         if number == 0:
-            stage.mkdir(f"{stage.setup.stage}/view")
-        source = f"{stage.setup.stage}/view/{number}"
+            stage.mkdir(f"{stage.root}/view")
+        source = f"{stage.root}/view/{number}"
         stage.add("FILE", 0o644, HOST_PATH, strings=(source, content))
         stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(source,))
         stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="the container's limits")
 
 
-def _mounts(stage: _Stage) -> None:
+def _mounts(stage: _Stage, setup: Setup) -> None:
     made: set[str] = set()
-    for placed in sorted(stage.setup.mounts, key=lambda placed: placed.mount.target.count("/")):
+    for placed in sorted(setup.mounts, key=lambda placed: placed.mount.target.count("/")):
         mount = placed.mount
         parts = [part for part in mount.target.split("/") if part]
         for depth in range(1, len(parts) + (0 if placed.is_file else 1)):

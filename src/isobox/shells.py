@@ -1,0 +1,333 @@
+"""Shells: isobox-init in fresh namespaces with its root file system made, waiting for a container.
+
+A shell names no container: it depends on the kind of root and of namespaces only. So a program that
+starts containers of one kind again and again finds one ready: a thread makes the next while the last
+runs. The first two starts of a kind wait for theirs; shells that nobody takes go after `IDLE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field, frozen
+
+from . import _native, idmap
+from .control import Control
+from .errors import IsoboxError, SetupError, UnsupportedError
+from .hints import hint
+from .idmap import IdMap
+from .plan.ops import Op, encode
+from .plan.setup import Shape, prepare_plan
+from .rootfs.layers import Rootfs
+
+if TYPE_CHECKING:
+    from .shared import Shared
+
+# include/uapi/linux/sched.h and wait.h
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+WALL: Final = 0x40000000
+
+IDLE_SECONDS: Final = 1.0
+READY_MOST: Final = 2
+
+
+def late_namespaces(namespaces: Mapping[str, str]) -> int:
+    """The namespaces that isobox-init unshares once it is in its cgroup, whose root they show."""
+    late = CLONE_NEWCGROUP if namespaces["cgroup"] == "private" else 0
+    return late | (CLONE_NEWTIME if namespaces["time"] == "private" else 0)
+
+
+@frozen(slots=False)
+class Wanted:
+    """The kind of a shell."""
+
+    rootfs: Rootfs = field(eq=id)
+    scratch_size: int
+    disk: str | None
+    devices: tuple[str, ...]
+    own_userns: bool
+    own_netns: bool
+    own_utsns: bool
+    own_ipcns: bool
+
+    @property
+    def flags(self) -> int:
+        """CLONE_NEW* for clone3."""
+        flags = CLONE_NEWNS | CLONE_NEWPID
+        flags |= CLONE_NEWUSER if self.own_userns else 0
+        flags |= CLONE_NEWNET if self.own_netns else 0
+        flags |= CLONE_NEWUTS if self.own_utsns else 0
+        return flags | (CLONE_NEWIPC if self.own_ipcns else 0)
+
+
+class Descriptors:
+    """The table of descriptors that travels with a plan: some lent, the others its own until `close`."""
+
+    def __init__(self, lent: Sequence[int] = ()) -> None:
+        self.fds: list[int] = list(lent)
+        self._own: list[int] = []
+
+    def own(self, fd: int) -> int:
+        """Take a descriptor over; returns its place in the table."""
+        self.fds.append(fd)
+        self._own.append(fd)
+        return len(self.fds) - 1
+
+    def close(self) -> None:
+        """Close what is its own."""
+        for fd in self._own:
+            os.close(fd)
+        self._own.clear()
+
+
+@define(eq=False)
+class Shell:
+    """One of them. `close` ends it and everything that runs in it, and waits until the kernel is done."""
+
+    control: Control
+    pid: int
+    pidfd: int
+    id_map: IdMap | None
+    ops: list[Op]
+    stack: ExitStack
+    born: float = field(factory=time.monotonic)
+
+    def close(self) -> None:
+        """End it; idempotent."""
+        self.stack.close()
+
+
+def _end(pidfd: int) -> None:
+    """Kill PID 1, and with it everything in its PID namespace; wait until the kernel is done."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | WALL)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # reaped already
+    finally:
+        os.close(pidfd)
+
+
+def idmapped(fd: int, userns_fd: int, *, recursive: bool, what: str) -> None:
+    """Make a detached mount show host ids 0.. as the container's 0... Raises `UnsupportedError`."""
+    try:
+        _native.mount_setattr(fd, 0, recursive=recursive, userns_fd=userns_fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
+            raise
+        raise UnsupportedError(
+            f"owners of {what}",
+            "the file system or the kernel has no idmapped mounts, so root inside would own none of its files",
+            "put it on ext4, xfs or btrfs (Linux 5.19), mount it read-only, or use userns='host'",
+        ) from None
+
+
+def _shape(wanted: Wanted, shared: Shared, id_map: IdMap | None, pid: int, table: Descriptors | None) -> Shape:
+    """Gather what the plan needs; with a table, make the detached copies that root may make."""
+    layer_fds: dict[int, Sequence[int]] = {}
+    dev_fd = disk_fd = None
+    if table is not None and shared.root:
+        layer_fds = _layers(wanted.rootfs, id_map, pid, table)
+        if wanted.disk is not None:
+            disk_fd = table.own(_native.clone_tree(wanted.disk))
+    if table is not None:
+        owner = (0, 0) if id_map is None else (id_map.root_uid, id_map.root_gid)
+        tree = shared.device_tree(wanted.devices, owner)
+        dev_fd = None if tree is None else table.own(tree)
+    return Shape(
+        stage=shared.stage,
+        rootfs=wanted.rootfs,
+        layer_fds=layer_fds,
+        dev_fd=dev_fd,
+        devices=wanted.devices,
+        scratch_size=wanted.scratch_size,
+        disk_scratch=wanted.disk,
+        disk_fd=disk_fd,
+        groups_allowed=id_map is None or not id_map.deny_setgroups,
+        tty_group=id_map is None or not id_map.single,
+        own_userns=wanted.own_userns,
+        own_netns=wanted.own_netns,
+        own_ipcns=wanted.own_ipcns,
+        lowerdir_plus=shared.lowerdir_plus,
+    )
+
+
+def _layers(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -> dict[int, Sequence[int]]:
+    found: dict[int, Sequence[int]] = {}
+    userns_fd = -1
+    try:
+        for number, tree in enumerate(rootfs.trees):
+            places = []
+            for layer in tree.layers:
+                fd = _native.clone_tree(layer.path, recursive=tree.kind == "bind")
+                places.append(table.own(fd))
+                if layer.idmap and id_map is not None:
+                    if userns_fd < 0:
+                        userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                    idmapped(fd, userns_fd, recursive=False, what=f"the image {layer.path}")
+            found[number] = places
+    finally:
+        if userns_fd >= 0:
+            os.close(userns_fd)
+    return found
+
+
+def shell_plan(wanted: Wanted, shared: Shared) -> list[Op]:
+    """The ops of a shell that is not made."""
+    id_map = shared.owner.id_map() if wanted.own_userns else None
+    try:
+        return prepare_plan(_shape(wanted, shared, id_map, 0, None))
+    finally:
+        if id_map is not None:
+            shared.owner.release_id_map(id_map)
+
+
+def make_shell(wanted: Wanted, shared: Shared) -> Shell:
+    """Make one; it carries its part of the plan out while this returns. Raises `SetupError`."""
+    with ExitStack() as stack:
+        id_map = None
+        if wanted.own_userns:
+            id_map = shared.owner.id_map()
+            stack.callback(shared.owner.release_id_map, id_map)
+        if wanted.disk is not None:
+            if id_map is not None and shared.root:
+                os.chown(wanted.disk, id_map.root_uid, id_map.root_gid)
+            os.chmod(wanted.disk, 0o711)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            control = Control(ours.detach())
+            stack.callback(control.close)
+            pid, pidfd = _spawn(wanted.flags, shared, theirs.fileno())
+        finally:
+            ours.close()
+            theirs.close()
+        stack.callback(_end, pidfd)
+        if id_map is not None:
+            idmap.write(pid, id_map)
+        table = Descriptors()
+        try:
+            shape = _shape(wanted, shared, id_map, pid, table)
+            ops, plan = shared.prepared(wanted, shape)
+            control.prepare(plan, table.fds)
+        finally:
+            table.close()
+        return Shell(control, pid, pidfd, id_map, ops, stack.pop_all())
+
+
+def _spawn(flags: int, shared: Shared, control_fd: int) -> tuple[int, int]:
+    try:
+        return _native.spawn(flags, init_fd=shared.init_fd, control_fd=control_fd, owner_fd=shared.owner_fd)
+    except _native.SpawnError as error:
+        number = error.errno or errno.EIO
+        raise SetupError(
+            number, f"{error.step} of isobox-init", stage="spawn", op=error.step, hint=hint("spawn", number)
+        ) from None
+
+
+class Shells:
+    """Those of this process: `take` gives one, ready where one of its kind is."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._ready: dict[Wanted, deque[Shell]] = {}
+        self._starts: dict[Wanted, int] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._order: deque[Wanted] = deque()
+        self._closed = False
+
+    def take(self, wanted: Wanted) -> Shell:
+        """Return a shell of this kind, the caller's. Raises `SetupError`."""
+        if wanted.disk is not None or wanted.devices or wanted.rootfs is not self._shared.host_rootfs:
+            return make_shell(wanted, self._shared)
+        with self._changed:
+            ready = self._ready.get(wanted)
+            shell = ready.popleft() if ready else None
+            count = self._starts[wanted] = self._starts.pop(wanted, 0) + 1
+            if len(self._starts) > 16:
+                del self._starts[next(iter(self._starts))]
+            if count > 1 and wanted not in self._order and not self._closed:
+                self._order.append(wanted)
+                self._wake()
+        return shell or make_shell(wanted, self._shared)
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="isobox-shells", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._order and not self._closed:
+                    if not self._changed.wait(IDLE_SECONDS) and not self._order:
+                        break
+                if self._closed:
+                    return
+                wanted = self._order.popleft() if self._order else None
+                old = self._outdated()
+            for shell in old:
+                with suppress(IsoboxError, OSError):
+                    shell.close()
+            if wanted is None:
+                with self._changed:
+                    if not any(self._ready.values()) and not self._order:
+                        self._thread = None
+                        return
+                continue
+            self._make(wanted)
+
+    def _make(self, wanted: Wanted) -> None:
+        try:
+            shell = make_shell(wanted, self._shared)
+        except (IsoboxError, OSError):
+            return  # the next start's own attempt will say it
+        with self._changed:
+            ready = self._ready.setdefault(wanted, deque())
+            if not self._closed and len(ready) < READY_MOST:
+                ready.append(shell)
+                return
+        shell.close()
+
+    def _outdated(self) -> list[Shell]:
+        before = time.monotonic() - IDLE_SECONDS
+        found = []
+        for wanted in list(self._ready):
+            ready = self._ready[wanted]
+            while ready and ready[0].born < before:
+                found.append(ready.popleft())
+            if not ready:
+                del self._ready[wanted]
+        return found
+
+    def close(self) -> None:
+        """End all that wait."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            shells = [shell for ready in self._ready.values() for shell in ready]
+            self._ready.clear()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)
+        for shell in shells:
+            with suppress(IsoboxError, OSError):
+                shell.close()
