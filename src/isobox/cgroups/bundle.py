@@ -19,6 +19,9 @@ LEAF: Final = "init"
 
 DIALECTS: Final[dict[int, Dialect]] = {1: V1, 2: V2}
 
+_FILES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {}
+"""The limits' files of hierarchies with these controllers."""
+
 _HINTS: Final = {
     errno.ENOSPC: "The kernel's limit of groups is reached (cgroup.max.descendants, or 65,535 memory groups)",
     errno.EAGAIN: "The limit cgroup.max.descendants of a group above is reached",
@@ -29,20 +32,20 @@ _HINTS: Final = {
 class Bundle:
     """Directories made and ready to be joined; owns them until `take`, and its descriptors always."""
 
-    __slots__ = ("at", "directories", "into_fd", "join_fds", "name", "pids", "procs_fd")
+    __slots__ = ("at", "directories", "holds_groups", "into_fd", "join_fds", "name", "pids")
 
     def __init__(self, name: str, trees: Iterable[Tree], *, holds_groups: bool) -> None:
         self.name = name
+        self.holds_groups = holds_groups
         self.directories: list[Directory] = []
         self.at: dict[str, Directory] = {}
         self.join_fds: tuple[int, ...] = ()
         self.into_fd: int | None = None
-        self.procs_fd: int | None = None
         self.pids: int | None = None
         """The limit that pids.max has already."""
         try:
             for tree in trees:
-                self._add(tree, holds_groups)
+                self._add(tree)
         except OSError as error:
             self.discard()
             if isinstance(error, CgroupError):
@@ -53,7 +56,7 @@ class Bundle:
                 error.errno or 0, f"can't make {where}", stage="cgroup", op="mkdir", hint=hint
             ) from error
 
-    def _add(self, tree: Tree, holds_groups: bool) -> None:
+    def _add(self, tree: Tree) -> None:
         group = Directory(tree, self.name)
         group.make()
         self.directories.append(group)
@@ -62,7 +65,7 @@ class Bundle:
         if tree.version == 1:
             if "cpuset" in tree.controllers:
                 inherit_cpuset(group)
-        elif holds_groups:
+        elif self.holds_groups:
             hand_on(group)
             group.below(LEAF).make()
         elif "memory" in tree.controllers:
@@ -71,7 +74,7 @@ class Bundle:
 
     def add(self, tree: Tree) -> Directory:
         """Make the group in one more hierarchy."""
-        self._add(tree, False)
+        self._add(tree)
         return self.directories[-1]
 
     def set_pids(self, most: int) -> None:
@@ -81,21 +84,37 @@ class Bundle:
             DIALECTS[group.tree.version].set_pids(group, most)
             self.pids = most
 
+    def warm(self) -> None:
+        """Open what setting the usual limits is going to need."""
+        for group in self.directories:
+            mine = _FILES.get(group.tree.controllers)
+            if mine is None:
+                files = DIALECTS[group.tree.version].limit_files
+                mine = tuple(file for file in files if file.partition(".")[0] in group.tree.controllers)
+                _FILES[group.tree.controllers] = mine
+            group.warm(mine)
+
+    def cool(self) -> None:
+        """Close what `warm` opened and nobody needed."""
+        for group in self.directories:
+            group.cool()
+
     def open(self) -> None:
-        """Open what is needed to join: v1 a tasks file each, v2 the directory."""
+        """Open what is needed to join: v1 a tasks file each; v2 the directory, or an exec's cgroup.procs.
+
+        An exec is started from inside the container, whose root may not write in the host's groups:
+        there the descriptor counts, which was opened by one who may.
+        """
         joins = []
         try:
             for group in self.directories:
                 if group.tree.version == 1:
                     joins.append(group.open("tasks", os.O_WRONLY))
                     continue
-                leaf = group.below(LEAF)
-                try:
-                    self.into_fd = leaf.open(".", os.O_PATH | os.O_DIRECTORY)
-                except FileNotFoundError:
-                    leaf = group
-                    self.into_fd = leaf.open(".", os.O_PATH | os.O_DIRECTORY)
-                self.procs_fd = leaf.open("cgroup.procs", os.O_WRONLY)
+                if self.holds_groups:
+                    self.into_fd = group.open(LEAF, os.O_PATH | os.O_DIRECTORY)
+                else:
+                    joins.append(group.open("cgroup.procs", os.O_WRONLY))
         except OSError as error:
             for fd in joins:
                 os.close(fd)
@@ -104,10 +123,16 @@ class Bundle:
             raise CgroupError(error.errno or 0, message, stage="cgroup", op="open") from error
         self.join_fds = tuple(joins)
 
+    @property
+    def unopened(self) -> bool:
+        """Whether `open` has to be called."""
+        return not self.join_fds and self.into_fd is None
+
     def close(self) -> None:
-        """Close what `open` opened."""
-        fds = [*self.join_fds, self.into_fd, self.procs_fd]
-        self.join_fds, self.into_fd, self.procs_fd = (), None, None
+        """Close what `open` and `warm` opened."""
+        self.cool()
+        fds = [*self.join_fds, self.into_fd]
+        self.join_fds, self.into_fd = (), None
         for fd in fds:
             if fd is not None:
                 os.close(fd)

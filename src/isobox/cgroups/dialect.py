@@ -33,8 +33,8 @@ class Reading:
 class Dialect(ABC):
     """Limits are set, read back and compared; None lifts one. Errors: see `Directory.set`."""
 
-    join_file: str
-    """The file to which a process writes ``0`` to join."""
+    limit_files: tuple[str, ...]
+    """The files of those limits that containers mostly have."""
 
     @abstractmethod
     def set_cpu(self, group: Directory, cores: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal
 
 from ..errors import CgroupError, UnsupportedError
@@ -34,11 +34,12 @@ class Tree:
 class Directory:
     """A group in one hierarchy: ``name`` below a `Tree`."""
 
-    __slots__ = ("name", "tree")
+    __slots__ = ("_warm", "name", "tree")
 
     def __init__(self, tree: Tree, name: str) -> None:
         self.tree = tree
         self.name = name
+        self._warm: dict[str, int] = {}
 
     @property
     def path(self) -> str:
@@ -56,6 +57,23 @@ class Directory:
     def open(self, file: str, flags: int) -> int:
         """Return an owned descriptor of a file of this group. Raises OSError."""
         return os.open(f"{self.name}/{file}", flags | os.O_CLOEXEC, dir_fd=self.tree.fd)
+
+    def warm(self, files: Iterable[str]) -> None:
+        """Open files of limits of a new group ahead, for `set`; those that are there."""
+        for file in files:
+            try:
+                self._warm[file] = self.open(file, os.O_RDWR)
+            except OSError:
+                continue  # `set` will say what is wrong
+
+    def is_warm(self, file: str) -> bool:
+        """Return whether a file is there and its limit still as the kernel made it."""
+        return file in self._warm
+
+    def cool(self) -> None:
+        """Close what `warm` opened and `set` has not used."""
+        while self._warm:
+            os.close(self._warm.popitem()[1])
 
     def read(self, file: str) -> bytes:
         """Return the whole of a file. Raises OSError."""
@@ -102,7 +120,9 @@ class Directory:
         the value or keeps another one.
         """
         try:
-            fd = self.open(file, os.O_RDWR)
+            fd = self._warm.pop(file, -1) if self._warm else -1
+            if fd < 0:
+                fd = self.open(file, os.O_RDWR)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 why = f"the kernel has no {file} in {self.path}"

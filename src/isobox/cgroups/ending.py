@@ -35,11 +35,19 @@ def nobody(group: Directory) -> bool:
         return False
 
 
-def end(group: Directory, *, thaw: Callable[[], None] | None = None, timeout: float = 2.0) -> None:
+def end(
+    group: Directory,
+    *,
+    thaw: Callable[[], None] | None = None,
+    unthrottle: Callable[[], None] | None = None,
+    timeout: float = 2.0,
+) -> None:
     """Kill everything in the group and below, and return once it is all dead.
 
     Forks are stopped first: the group's pids.max stays 0. `thaw` is for a frozen group, in which
-    signals (v1) wait. Raises `CgroupError` where something still lives after ``timeout`` seconds.
+    signals (v1) wait; `unthrottle` is called where the dying takes time: a process that has used
+    up its share of CPU dies only in the next period. Raises `CgroupError` where something still
+    lives after ``timeout`` seconds.
     """
     if nobody(group):
         return
@@ -58,6 +66,9 @@ def end(group: Directory, *, thaw: Callable[[], None] | None = None, timeout: fl
         if thaw is not None:
             thaw()
             thaw = None
+        if unthrottle is not None and pause > 0.0004:
+            unthrottle()
+            unthrottle = None
         now = time.monotonic()
         if now > deadline:
             left = [pid for below in group.walk() for pid in below.processes()]

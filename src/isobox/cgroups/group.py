@@ -32,21 +32,22 @@ _FREEZE_SECONDS: Final = 2.0
 class Group:
     """The cgroups of one container, or of one exec in it (`child`).
 
-    Made by `Groups.container`. A process joins by writing ``0`` to each of `join_fds` (cgroup v1),
-    or by being born in `into_fd` (v2, clone3's CLONE_INTO_CGROUP), or, on v2 where that is not
-    permitted, by writing ``0`` to `procs_fd`. The descriptors stay the group's own, until `joined`
-    or `close`. A group where nothing is available (`present` is False) has none of them.
+    Made by `Groups.container`. A process joins by being born in `into_fd` (a container's on v2,
+    clone3's CLONE_INTO_CGROUP) where there is one, and by writing ``0`` to each of `join_fds`, from
+    the thread that joins. The descriptors stay the group's own, until `joined` or `close`. A group
+    where nothing is available (`present` is False) has none of them.
 
     `degraded` names what was not asked for but usual, and is missing: ``("pids",)``, or nothing.
     """
 
     __slots__ = (
-        "_bundle", "_children", "_closed", "_count", "_extra_fds", "_frozen", "_groups", "_idle", "_lock",
-        "_oom_gone", "_parent", "_reused", "_spare", "_throttled", "_time_fd", "degraded", "id", "limits",
+        "_bundle", "_children", "_closed", "_count", "_extra_fds", "_frozen", "_groups", "_idle", "_lifted",
+        "_lock", "_oom_gone", "_parent", "_spare", "_throttled", "_time_fd", "degraded", "id", "limits",
+        "measured",
     )  # fmt: skip
 
     def __init__(
-        self, groups: Groups, bundle: Bundle, parent: Group | None, *, id: str, reused: bool = False
+        self, groups: Groups, bundle: Bundle, parent: Group | None, *, id: str, measured: bool = True
     ) -> None:
         self.id = id
         self.limits = Limits(pids=bundle.pids)
@@ -54,7 +55,7 @@ class Group:
         self._groups = groups
         self._bundle = bundle
         self._parent = parent
-        self._reused = reused
+        self.measured = measured
         self._lock = threading.Lock()
         self._count = itertools.count()
         self._children: set[Group] = set()
@@ -64,6 +65,7 @@ class Group:
         self._time_fd = -1
         self._oom_gone = 0
         self._throttled: tuple[int, float] | None = None
+        self._lifted = 0
         self._frozen = False
         self._closed = False
 
@@ -82,18 +84,13 @@ class Group:
 
     @property
     def join_fds(self) -> tuple[int, ...]:
-        """v1: descriptors of ``tasks`` files, one a hierarchy; the joining thread writes ``0``."""
+        """Descriptors to which the joining thread writes ``0``: v1 ``tasks``, one a hierarchy."""
         return self._bundle.join_fds
 
     @property
     def into_fd(self) -> int | None:
-        """v2: the directory for CLONE_INTO_CGROUP."""
+        """v2, a container's: the directory for CLONE_INTO_CGROUP."""
         return self._bundle.into_fd
-
-    @property
-    def procs_fd(self) -> int | None:
-        """v2: ``cgroup.procs`` of the same group, open for writing."""
-        return self._bundle.procs_fd
 
     def joined(self) -> None:
         """Close the descriptors for joining: nobody else is going to join by them."""
@@ -162,16 +159,16 @@ class Group:
         One by one: for a whole process the kernel would stop all forks of the host. What they fork
         meanwhile is found by looking again.
         """
-        moved: set[bytes] = set()
+        moved: set[int] = set()
         while True:
-            threads = {tid for below in self._top().walk() for tid in below.read("tasks").split()} - moved
+            threads = set(self.threads()) - moved
             if not threads:
                 return
             fd = group.open("tasks", os.O_WRONLY)
             try:
                 for tid in threads:
                     try:
-                        os.write(fd, tid)
+                        os.write(fd, b"%d" % tid)
                     except ProcessLookupError:
                         continue
             except OSError as error:
@@ -193,11 +190,12 @@ class Group:
         if self._parent is not None:
             raise StateError("a group of an exec has no groups below it")
         bundle = self._next_bundle(measure, memory is not None)
-        group = Group(self._groups, bundle, self, id=f"{self.id}/{bundle.name}", reused=not measure)
+        group = Group(self._groups, bundle, self, id=f"{self.id}/{bundle.name}", measured=measure)
         with self._lock:
             self._children.add(group)
         try:
-            bundle.open()
+            if bundle.unopened:
+                bundle.open()
             if memory is not None or pids != bundle.pids:
                 group.apply(Limits(memory=memory, pids=pids))
             if self.limits.cpu is not None and measure:
@@ -224,7 +222,8 @@ class Group:
             bundle = self._spare.popleft()
         except IndexError:
             bundle = self._make(_MEASURED)
-        self._groups.prepare_child(self)
+        if self._children and not self._spare:
+            self._groups.prepare_child(self)  # else when the exec ends, off its way to its start
         return bundle
 
     def _cheap(self) -> tuple[str, ...]:
@@ -234,11 +233,17 @@ class Group:
         trees = {group.tree: None for name in controllers if (group := self._at(name)) is not None}
         return Bundle(f"{self._bundle.name}/{next(self._count)}", trees, holds_groups=False)
 
-    def prepare_child(self) -> None:
+    def prepare_child(self, *, opened: bool) -> None:
         """Make a group for the next measured exec, in the background."""
         if self._spare:
             return
         bundle = self._make(_MEASURED)
+        try:
+            if opened:
+                bundle.open()
+        except CgroupError:
+            bundle.discard()
+            raise
         with self._lock:
             if not self._closed:
                 self._spare.append(bundle)
@@ -271,19 +276,57 @@ class Group:
     def kill(self, timeout: float = 2.0) -> None:
         """Kill everything in the group and below, however it forks; return when all of it is dead.
 
-        Afterwards nothing can fork in the group any more. In an exec's group of a paused container
-        it waits for `thaw`, as signals do there. Raises `CgroupError` after ``timeout`` seconds,
-        `UnsupportedError` where there is no group.
+        Afterwards nothing can fork in the group any more. Raises `CgroupError` after ``timeout``
+        seconds, and at once for an exec of a paused container on v1, whose processes have got the
+        signal but end when it goes on; `UnsupportedError` where there is no group.
         """
         if not self._groups.is_ours():
             raise StateError("this group belongs to the process that forked this one")
-        if not nobody(self._top()):
-            self._bundle.pids = 0
-            end(self._top(), thaw=self.thaw if self._frozen else None, timeout=timeout)
+        top = self._top()
+        if nobody(top):
+            return
+        self._bundle.pids = 0
+        container = self._parent or self
+        lifted = False
+
+        def unthrottle() -> None:
+            nonlocal lifted
+            lifted = container._throttle(False)
+
+        try:
+            end(
+                top,
+                thaw=self.thaw if self._frozen else None,
+                unthrottle=unthrottle if container.limits.cpu else None,
+                timeout=0.0 if container._frozen and not self._frozen else timeout,
+            )
+        finally:
+            if lifted:
+                container._throttle(True)
+
+    def _throttle(self, on: bool) -> bool:
+        """Lift the CPU limit for a moment, and set it again; kills may run at the same time."""
+        cpu = self._at("cpu")
+        if cpu is None:
+            return False
+        dialect = DIALECTS[cpu.tree.version]
+        with self._lock:
+            self._lifted += -1 if on else 1
+            if self._lifted == (0 if on else 1):
+                dialect.set_cpu(cpu, self.limits.cpu if on else None)
+        return True
 
     def empty(self) -> bool:
         """Return whether no living process is in the group or below."""
         return is_empty(self._top())
+
+    def threads(self) -> tuple[int, ...]:
+        """Return the ids here of all threads in the group and below."""
+        found: list[int] = []
+        for below in self._top().walk():
+            text = below.read_if_there("tasks" if below.tree.version == 1 else "cgroup.threads")
+            found.extend(map(int, text.split()) if text else ())
+        return tuple(found)
 
     def _top(self) -> Directory:
         """The directory by which processes are found."""
@@ -405,14 +448,15 @@ class Group:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._bundle.close()
+        for bundle in (self._bundle, *self._spare):
+            bundle.close()
         if self._groups.is_ours():
             self._groups.retire(self)
 
     def _recycle(self) -> bool:
         """Give the directory of an unmeasured exec back to its container; False if it can't serve again."""
         bundle, parent = self._bundle, self._parent
-        if parent is None or not self._reused or len(bundle.directories) != 1 or "pids" not in bundle.at:
+        if parent is None or self.measured or len(bundle.directories) != 1 or "pids" not in bundle.at:
             return False
         group = bundle.at["pids"]
         if group.tree.version == 2 or not nobody(group):

@@ -30,6 +30,7 @@ from .worker import Job, Worker
 _WANTED: Final = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio")
 _READY: Final = 4
 """Containers' groups that are kept ready, once containers are made one after another."""
+_OPEN_AHEAD: Final = 32
 _BUSY_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 5.0
 
@@ -84,11 +85,14 @@ class Groups:
             bundle = self._ready.popleft()
         except IndexError:
             bundle = self._make()
-        self._refill()
+        self._wanted = min(self._wanted + 1, _READY + 1)
+        if not self._ready:
+            self._refill()  # else when one is given back: waking a thread up takes its time
         group = Group(self, bundle, None, id=id)
         self._containers.add(group)
         try:
             group.apply(limits)
+            bundle.cool()
         except BaseException:
             group.close()
             raise
@@ -107,26 +111,34 @@ class Groups:
 
     def _refill(self) -> None:
         """Keep some ready, but none for a program that makes one container only."""
-        self._wanted = min(self._wanted + 1, _READY + 1)
-        if self._trees and len(self._ready) < self._wanted - 1 - (self._wanted > 3):
+        if self._trees and len(self._ready) < self._wanted - 1:
             self._worker.submit(self._fill)
 
     def _fill(self) -> None:
         while not self._closed and len(self._ready) < self._wanted - 1:
             try:
-                self._ready.append(self._make())
+                bundle = self._make()
+                bundle.warm()
+                self._ready.append(bundle)
             except (CgroupError, UnsupportedError):
                 return  # the next container's own attempt will say it
 
     def prepare_child(self, group: Group) -> None:
         """Have a group made for the next measured exec of a container."""
-        self._worker.submit(lambda: _quietly(group))
+        # Descriptors for joining are worth holding for a few containers, not for hundreds.
+        opened = len(self._containers) <= _OPEN_AHEAD
+        self._worker.submit(lambda: _quietly(group, opened))
 
     def retire(self, group: Group) -> None:
         """Take back a closed group."""
         self._containers.discard(group)
-        if not group._recycle():
-            self._worker.submit(_removal(group), 0.002)
+        if group._recycle() or not group.present:
+            return
+        self._worker.submit(_removal(group), 0.002)
+        if group._parent is None:
+            self._refill()
+        elif group.measured and not group._parent._spare:
+            self.prepare_child(group._parent)
 
     # What there is
 
@@ -310,9 +322,9 @@ os.register_at_fork(after_in_child=_at_fork)
 atexit.register(_at_exit)
 
 
-def _quietly(group: Group) -> None:
+def _quietly(group: Group, opened: bool) -> None:
     with contextlib.suppress(CgroupError, UnsupportedError, StateError):
-        group.prepare_child()
+        group.prepare_child(opened=opened)
 
 
 def _removal(group: Group) -> Job:

@@ -52,13 +52,14 @@ def _number(expected: int) -> bytes:
 
 
 class _V1(Dialect):
-    join_file = "tasks"
+    limit_files = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "cpu.cfs_quota_us", "pids.max")
 
     def set_cpu(self, group: Directory, cores: float | None) -> None:
         quota, period = (-1, PERIOD) if cores is None else cpu_quota(cores)
         hint = "A group above may have a smaller limit: ask for no more than that"
         files = {"cpu.cfs_quota_us": quota, "cpu.cfs_period_us": period}
-        now = group.read_if_there("cpu.cfs_period_us")
+        fresh = group.is_warm("cpu.cfs_quota_us")
+        now = _number(PERIOD) if fresh else group.read_if_there("cpu.cfs_period_us")
         if now == _number(period):
             del files["cpu.cfs_period_us"]
         elif now is not None and int(now) > period:  # first the one that keeps the limit tight
@@ -91,7 +92,10 @@ class _V1(Dialect):
         limit = -1 if memory is None else whole_pages(memory)
         both = -1 if memory is None else whole_pages(memory + swap)
         files = {"memory.limit_in_bytes": limit, "memory.memsw.limit_in_bytes": both}
-        now = group.read_if_there("memory.memsw.limit_in_bytes")
+        if group.is_warm("memory.memsw.limit_in_bytes"):
+            now: bytes | None = b"%d" % 2**63
+        else:
+            now = group.read_if_there("memory.memsw.limit_in_bytes")
         if now is None:
             if memory is not None and host_swap:
                 raise UnsupportedError(

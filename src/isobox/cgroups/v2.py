@@ -26,7 +26,7 @@ _IO = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iop
 
 
 class _V2(Dialect):
-    join_file = "cgroup.procs"
+    limit_files = ("memory.max", "memory.swap.max", "cpu.max", "pids.max")
 
     def set_cpu(self, group: Directory, cores: float | None) -> None:
         if cores is None:
