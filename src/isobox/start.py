@@ -272,6 +272,8 @@ def _setup_error(ops: Sequence[Op], reply: _native.Reply, group: Group) -> Setup
 def exec_error(ops: Sequence[Op], reply: _native.Reply, program: str) -> Exception:
     """What a FAILED record of an exec means. `ops` are those before the execve."""
     number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
+    if len(program) > 200:
+        program = f"{program[:197]}..."
     if reply.op == len(ops):
         return ExecError(number, program, stage="exec", op="execve", hint=hint("EXEC", number))
     if 0 <= reply.op < len(ops):
