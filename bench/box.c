@@ -39,12 +39,13 @@ static const char *const LINKS[][2] = {
 };
 static const char *const SKELETON[] = {"proc", "sys", "dev", "tmp", "run", "root"};
 static const char *const HIDDEN[] = {"root", "home", "tmp", "run", "mnt", "media", "srv", "boot", "proc", "sys", "dev"};
-static const char *const MASKED[] = {"proc/kcore", "proc/keys", "proc/timer_list", "proc/sysrq-trigger"};
+static const char *const VIEWS[] = {"proc/meminfo", "proc/cpuinfo", "proc/stat", "sys/devices/system/cpu/online"};
 
 static struct box_options opt;
 static struct sock_filter filter[FILTER_MAX];
 static struct sock_fprog program_filter = {0, filter};
 static char child_stack[256 * 1024] __attribute__((aligned(4096)));
+static long scratch;
 static int program_fd, init_fd, hiding, dev_template = -1, next_group;
 
 /* What the parent hands to the child of the moment. */
@@ -134,7 +135,7 @@ static long overlay_root(unsigned owner)
 {
     char path[32];
     static const char *const scratch_options[] = {"mode", "0755", "size", "134217728", "nr_inodes", "65536", 0};
-    long scratch = new_mount("tmpfs", scratch_options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    scratch = new_mount("tmpfs", scratch_options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
     must("upper", raw3(SYS_mkdirat, scratch, "upper", 0755));
     must("work", raw3(SYS_mkdirat, scratch, "work", 0755));
     long upper = must("upper", raw4(SYS_openat, scratch, "upper", O_PATH | O_CLOEXEC, 0));
@@ -192,6 +193,22 @@ static void mount_dev(long root)
     inside("/dev + 6 nodes + links");
 }
 
+/* Files of our own over those of /proc and /sys that tell of the machine: they show the container's limits. */
+static void mount_views(long root)
+{
+    static const char content[1400];
+    static const char *const options[] = {"mode", "0755", "size", "65536", 0};
+    long files = scratch >= 0 ? scratch : new_mount("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    for (size_t i = 0; i < sizeof VIEWS / sizeof *VIEWS; i++) {
+        char name[8] = {'v', (char)('0' + i), 0};
+        long file = must("view", raw4(SYS_openat, files, name, O_CREAT | O_WRONLY | O_CLOEXEC, 0444));
+        must("view", raw3(SYS_write, file, content, sizeof content));
+        raw1(SYS_close, file);
+        attach(must("view", raw3(SYS_open_tree, files, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)), root, VIEWS[i]);
+    }
+    inside("views of /proc and /sys");
+}
+
 static void drop_capabilities(void)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -221,6 +238,7 @@ static int body(void *unused)
 {
     (void)unused;
     char byte;
+    scratch = -1;
     inside("clone returned in the child");
     must("go", raw3(SYS_read, job.go, &byte, 1));
     inside("waited for the maps");
@@ -275,14 +293,8 @@ static int body(void *unused)
             inside("/dev/mqueue");
         }
     }
-    if (opt.steps & STEP_MASKS && opt.steps & STEP_PROC) {
-        for (size_t i = 0; i < sizeof MASKED / sizeof *MASKED; i++) {
-            long hide = must("mask", raw3(SYS_open_tree, AT_FDCWD, "/dev/null", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
-            raw5(SYS_move_mount, hide, "", root, MASKED[i], MOVE_MOUNT_F_EMPTY_PATH);
-            raw1(SYS_close, hide);
-        }
-        inside("masked paths");
-    }
+    if (opt.steps & STEP_VIEWS && opt.steps & STEP_PROC && opt.steps & STEP_SYS && opt.steps & STEP_NET)
+        mount_views(root);
     must("fchdir", raw1(SYS_fchdir, root));
     must("pivot_root", raw2(SYS_pivot_root, ".", "."));
     must("umount", raw2(SYS_umount2, ".", UMOUNT_DETACH));

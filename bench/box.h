@@ -24,7 +24,7 @@ enum {
     STEP_SECCOMP = 1 << 15,
     STEP_CAPS = 1 << 16,
     STEP_INIT = 1 << 17, /* left out: the program itself is PID 1 */
-    STEP_MASKS = 1 << 18,
+    STEP_VIEWS = 1 << 18,
     STEP_ALL = (1 << 19) - 1,
 };
 

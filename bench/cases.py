@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,14 @@ class Case:
     title: str
     series: dict[str, Series]
     unit: str = "ns"
+
+    def paired(self, one: str, other: str) -> float | None:
+        """The median of the ratios of samples taken one after the other; steadier than a ratio of medians."""
+        if one not in self.series or other not in self.series:
+            return None
+        pairs = zip(self.series[one].samples, self.series[other].samples, strict=False)
+        ratios = [upper / lower for upper, lower in pairs]
+        return statistics.median(ratios) if ratios else None
 
     def median(self, name: str) -> float | None:
         """The median of one subject; None if it could not be measured."""
@@ -128,8 +138,9 @@ def spaced(bench: Bench) -> Case:
 
 
 def executed(bench: Bench) -> Case:
-    """A program in a container that lives, its output captured."""
+    """A program in a container that lives, its output captured; last one that needs loader and libc."""
     true = str(BUILD / "true")
+    dynamic: dict[str, Any] = {"do": "exec", "image": "host", "program": bench.host_program}
     subjects = [
         Subject("floor: server inside", bench.floored("exec"), 20),
         Subject("floor: server inside, filter for each", bench.floored("exec", "--filter"), 20),
@@ -139,6 +150,11 @@ def executed(bench: Bench) -> Case:
         Subject("subprocess.run", bench.asked(do="subprocess", program=true), 20, "no isolation"),
         Subject("exec, measure=False", bench.asked(do="exec", measure=False), 20),
         Subject("exec, measure=True", bench.asked(do="exec", measure=True), 20),
+        Subject(
+            "dynamic program: subprocess.run", bench.asked(do="subprocess", program=bench.host_program), 20
+        ),
+        Subject("dynamic program: exec, measure=False", bench.asked(measure=False, **dynamic), 20),
+        Subject("dynamic program: exec, measure=True", bench.asked(measure=True, **dynamic), 20),
     ]
     return Case("exec", interleave("exec", subjects, bench.rounds(5, 15)))
 
@@ -226,7 +242,7 @@ def idle(bench: Bench) -> Case:
         Subject("isobox", bench.once(do="idle", containers=containers, network="none"), 1),
         Subject("isobox, host network", bench.once(do="idle", containers=containers, network="host"), 1),
     ]
-    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(1, 3)), "bytes")
+    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(3, 5)), "bytes")
 
 
 def stdout(bench: Bench) -> Case:
@@ -252,8 +268,10 @@ def stdout(bench: Bench) -> Case:
 
 def work(bench: Bench) -> Case:
     """Work on the host and the same work in a container."""
-    directory = bench.work / "data"
-    directory.mkdir(exist_ok=True)
+    # In memory where that can be had: the disk's own moods are not what is compared.
+    memory = Path("/dev/shm")
+    above = memory if os.access(memory, os.W_OK | os.X_OK) else bench.work
+    directory = Path(tempfile.mkdtemp(prefix="isobox-bench-", dir=above))
     directory.chmod(0o777)
     subjects = []
     for name, what in WORK.items():
@@ -265,7 +283,7 @@ def work(bench: Bench) -> Case:
             }
             take = bench.once(do="work", inside=inside, **fields)
             subjects.append(Subject(f"{name}, {'inside' if inside else 'outside'}", take, 1))
-    case = Case("work inside", interleave("work inside", subjects, bench.rounds(3, 11)))
+    case = Case("work inside", interleave("work inside", subjects, bench.rounds(5, 15)))
     shutil.rmtree(directory, ignore_errors=True)
     return case
 

@@ -73,6 +73,13 @@ def goals(cases: Mapping[str, Case]) -> list[Goal]:
         found.append(
             _at_most("exec, measured", "of subprocess.run", _ratio(executed, full, "subprocess.run"), 2.5)
         )
+        for name, kind, bound in (("exec", "measure=False", 1.0), ("exec, measured", "measure=True", 2.5)):
+            mine, theirs = f"dynamic program: exec, {kind}", "dynamic program: subprocess.run"
+            found.append(
+                _at_most(
+                    f"{name}, dynamic program", "of subprocess.run", _ratio(executed, mine, theirs), bound
+                )
+            )
     if resident := cases.get("resident"):
         for what in ("isobox.run", "exec"):
             value = _ratio(resident, f"{what}, 4 GB", f"{what}, 10 MB")
@@ -95,6 +102,6 @@ def goals(cases: Mapping[str, Case]) -> list[Goal]:
         for name in WORK:
             if name == "system calls":
                 continue
-            value = _ratio(work, f"{name}, outside", f"{name}, inside")
+            value = work.paired(f"{name}, outside", f"{name}, inside")
             found.append(Goal(f"work inside: {name}", "of the host's speed", value, 0.97, at_least=True))
     return found

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from attrs import define, field, frozen
+
+SETTLE = 0.03
+"""Seconds."""
 
 Take = Callable[[int], Sequence[float]]
 """Takes n samples and returns them, in nanoseconds unless the case says otherwise."""
@@ -60,7 +64,8 @@ def progress(text: str) -> None:
 def interleave(case: str, subjects: Sequence[Subject], rounds: int) -> dict[str, Series]:
     """Take samples of all subjects in turn, A B C A B C, so that noise of the machine meets all alike.
 
-    A subject that fails is left out from then on; its series keeps the reason.
+    A subject that fails is left out from then on; its series keeps the reason. A short pause before each
+    turn lets what the one before left in the background (the kernel's and isobox's own) come to an end.
     """
     series = {subject.name: Series(subject.name, subject.note) for subject in subjects}
     for number in range(rounds):
@@ -69,6 +74,7 @@ def interleave(case: str, subjects: Sequence[Subject], rounds: int) -> dict[str,
             mine = series[subject.name]
             if mine.error is not None:
                 continue
+            time.sleep(SETTLE)
             try:
                 mine.samples.extend(subject.take(subject.per_round))
             except Failed as error:

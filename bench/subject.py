@@ -34,11 +34,13 @@ def _times(count: int, once: Callable[[], object], gap_ms: float = 0) -> list[in
     return samples
 
 
-def _free_memory() -> int:
+def _memory_in_use() -> int:
+    """Bytes, without the page cache, which goes up and down with what others read."""
+    fields = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemFree:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError("no MemFree in /proc/meminfo")
+        name, value = line.split(":")
+        fields[name] = int(value.split()[0]) * 1024
+    return fields["MemTotal"] + fields["Shmem"] - fields["MemFree"] - fields["Buffers"] - fields["Cached"]
 
 
 class Measurements:
@@ -46,23 +48,23 @@ class Measurements:
 
     def __init__(self, rootfs: str) -> None:
         self._rootfs = rootfs
-        self._shared: isobox.Container | None = None
+        self._live: dict[str, isobox.Container] = {}
 
     def container(self, **more: Any) -> isobox.Container:
         """A container on the common root folder with the common limits."""
         return isobox.Container(self._rootfs, cpu=CPU, memory=MEMORY, **more)
 
-    def live(self) -> isobox.Container:
-        """The one that execs are measured in."""
-        if self._shared is None:
-            self._shared = self.container()
-            self._shared.start()
-        return self._shared
+    def live(self, image: str) -> isobox.Container:
+        """The one of an image that execs are measured in."""
+        if image not in self._live:
+            self._live[image] = isobox.Container(image, cpu=CPU, memory=MEMORY)
+            self._live[image].start()
+        return self._live[image]
 
     def close(self) -> None:
-        """Remove it."""
-        if self._shared is not None:
-            self._shared.remove()
+        """Remove them."""
+        for box in self._live.values():
+            box.remove()
 
     def oneshot(
         self, count: int, image: str | None = None, program: str = "/true", gap_ms: float = 0
@@ -79,10 +81,10 @@ class Measurements:
         """subprocess.run with captured output; nanoseconds."""
         return _times(count, lambda: subprocess.run([program], capture_output=True, check=True))
 
-    def exec(self, count: int, measure: bool) -> list[int]:
+    def exec(self, count: int, measure: bool, image: str | None = None, program: str = "/true") -> list[int]:
         """Container.exec with captured output in a container that lives; nanoseconds."""
-        live = self.live()
-        return _times(count, lambda: live.exec(["/true"], measure=measure).check())
+        live = self.live(image or self._rootfs)
+        return _times(count, lambda: live.exec([program], measure=measure).check())
 
     def threads(self, threads: int, seconds: float) -> list[float]:
         """One-shot runs a second that so many threads reach together."""
@@ -120,13 +122,13 @@ class Measurements:
         with self.container(network=network):
             pass
         time.sleep(0.5)
-        before = _free_memory()
+        before = _memory_in_use()
         boxes = [self.container(network=network) for _ in range(containers)]
         try:
             for box in boxes:
                 box.start()
             time.sleep(0.5)
-            return [(before - _free_memory()) / containers]
+            return [(_memory_in_use() - before) / containers]
         finally:
             for box in boxes:
                 box.remove()
@@ -141,9 +143,9 @@ class Measurements:
             with subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, bufsize=0) as process:
                 size = _drain(process.stdout)
         elif how == "exec":
-            size = len(self.live().exec(["/true", *arguments], output_limit=None).check().stdout)
+            size = len(self.live(self._rootfs).exec(["/true", *arguments], output_limit=None).check().stdout)
         else:
-            inside = self.live().popen(["/true", *arguments], output_limit=None)
+            inside = self.live(self._rootfs).popen(["/true", *arguments], output_limit=None)
             size = _drain(inside.stdout)
             inside.wait()
         assert size == mebibytes * MIB, size
