@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -16,6 +17,9 @@ from .v2 import V2
 
 LEAF: Final = "init"
 """On v2 the group below a container's that holds its init: one with groups below holds nobody."""
+
+MEASURED: Final = ("memory", "cpuacct", "pids", "blkio")
+"""What an exec's group counts."""
 
 DIALECTS: Final[dict[int, Dialect]] = {1: V1, 2: V2}
 
@@ -32,7 +36,7 @@ _HINTS: Final = {
 class Bundle:
     """Directories made and ready to be joined; owns them until `take`, and its descriptors always."""
 
-    __slots__ = ("at", "directories", "holds_groups", "into_fd", "join_fds", "name", "pids")
+    __slots__ = ("ahead", "at", "directories", "holds_groups", "into_fd", "join_fds", "name", "pids")
 
     def __init__(self, name: str, trees: Iterable[Tree], *, holds_groups: bool) -> None:
         self.name = name
@@ -41,6 +45,8 @@ class Bundle:
         self.at: dict[str, Directory] = {}
         self.join_fds: tuple[int, ...] = ()
         self.into_fd: int | None = None
+        self.ahead: deque[Bundle] = deque()
+        """Groups of execs below, made ahead."""
         self.pids: int | None = None
         """The limit that pids.max has already."""
         try:
@@ -55,6 +61,11 @@ class Bundle:
             raise CgroupError(
                 error.errno or 0, f"can't make {where}", stage="cgroup", op="mkdir", hint=hint
             ) from error
+
+    def below(self, number: int, controllers: Iterable[str] = MEASURED) -> Bundle:
+        """Make a group of an exec, in those hierarchies."""
+        trees = {group.tree: None for name in controllers if (group := self.at.get(name)) is not None}
+        return Bundle(f"{self.name}/{number}", trees, holds_groups=False)
 
     def _add(self, tree: Tree) -> None:
         group = Directory(tree, self.name)
@@ -140,6 +151,8 @@ class Bundle:
     def discard(self) -> None:
         """Close it and remove its directories, in which nobody has been."""
         self.close()
+        while self.ahead:
+            self.ahead.popleft().discard()
         for group in self.directories:
             remove_all(group)
         self.directories = []

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_PIDS: Final = 1024
 """The limit that a container has without being asked; the only one that may be missing."""
 
-_MEASURED: Final = ("memory", "cpuacct", "pids", "blkio")
 _CHEAP: Final = ("pids", "freezer", "cpu", "memory", "cpuacct", "blkio")
+_MOST_AHEAD: Final = 4
 _FREEZE_SECONDS: Final = 2.0
 
 
@@ -41,9 +41,9 @@ class Group:
     """
 
     __slots__ = (
-        "_bundle", "_children", "_closed", "_count", "_extra_fds", "_frozen", "_groups", "_idle", "_lifted",
-        "_lock", "_oom_gone", "_parent", "_spare", "_throttled", "_time_fd", "degraded", "id", "limits",
-        "measured",
+        "_ahead", "_bundle", "_children", "_closed", "_count", "_extra_fds", "_frozen", "_groups",
+        "_idle", "_lifted", "_lock", "_oom_gone", "_parent", "_spare", "_throttled", "_time_fd",
+        "degraded", "id", "limits", "measured",
     )  # fmt: skip
 
     def __init__(
@@ -57,15 +57,16 @@ class Group:
         self._parent = parent
         self.measured = measured
         self._lock = threading.Lock()
-        self._count = itertools.count()
+        self._count = itertools.count(1)
         self._children: set[Group] = set()
-        self._spare: deque[Bundle] = deque()
+        self._spare = bundle.ahead
         self._idle: deque[Bundle] = deque()
         self._extra_fds: list[int] = []
         self._time_fd = -1
         self._oom_gone = 0
         self._throttled: tuple[int, float] | None = None
         self._lifted = 0
+        self._ahead = 0
         self._frozen = False
         self._closed = False
 
@@ -215,40 +216,43 @@ class Group:
             try:
                 return self._idle.popleft()
             except IndexError:
-                return self._make(self._cheap())
+                return self._bundle.below(next(self._count), self._cheap())
         if not measure:
-            return self._make(("memory", *self._cheap()))
+            return self._bundle.below(next(self._count), ("memory", *self._cheap()))
         try:
             bundle = self._spare.popleft()
         except IndexError:
-            bundle = self._make(_MEASURED)
-        if self._children and not self._spare:
+            bundle = self._bundle.below(next(self._count))
+            self._ahead = min(self._ahead + 1, _MOST_AHEAD)
+            self._groups.execs = True
+        if self._children and self.runs_short():
             self._groups.prepare_child(self)  # else when the exec ends, off its way to its start
         return bundle
 
     def _cheap(self) -> tuple[str, ...]:
         return next(((name,) for name in _CHEAP if self._at(name) is not None), ())
 
-    def _make(self, controllers: tuple[str, ...]) -> Bundle:
-        trees = {group.tree: None for name in controllers if (group := self._at(name)) is not None}
-        return Bundle(f"{self._bundle.name}/{next(self._count)}", trees, holds_groups=False)
+    def runs_short(self) -> bool:
+        """Return whether fewer groups are ready for execs than have been missed."""
+        return len(self._spare) < self._ahead and not self._closed
 
     def prepare_child(self, *, opened: bool) -> None:
-        """Make a group for the next measured exec, in the background."""
-        if self._spare:
-            return
-        bundle = self._make(_MEASURED)
-        try:
-            if opened:
-                bundle.open()
-        except CgroupError:
-            bundle.discard()
-            raise
-        with self._lock:
-            if not self._closed:
-                self._spare.append(bundle)
+        """Make groups for the next measured execs, in the background: more where they ran short."""
+        while self.runs_short():
+            bundle = self._bundle.below(next(self._count))
+            try:
+                if opened:
+                    bundle.open()
+            except CgroupError:
+                bundle.discard()
+                raise
+            with self._lock:
+                closed = self._closed
+                if not closed:
+                    self._spare.append(bundle)
+            if closed:
+                bundle.discard()
                 return
-        bundle.discard()
 
     # Processes
 

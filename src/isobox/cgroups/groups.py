@@ -58,7 +58,8 @@ class Groups:
         self._containers: set[Group] = set()
         self._ready: deque[Bundle] = deque()
         self._wanted = 0
-        self._execs = False
+        self.execs = False
+        """Whether containers have measured execs here: then each is made with a group for its first."""
         self._io_counted = False
         self._worker = Worker(f"isobox-cgroups-{owner}")
         _all.add(self)
@@ -118,10 +119,17 @@ class Groups:
         while not self._closed and len(self._ready) < self._wanted - 1:
             try:
                 bundle = self._make()
-                bundle.warm()
-                self._ready.append(bundle)
             except (CgroupError, UnsupportedError):
                 return  # the next container's own attempt will say it
+            bundle.warm()
+            if self.execs:
+                try:
+                    bundle.ahead.append(bundle.below(0))
+                    bundle.ahead[0].open()
+                except CgroupError:
+                    bundle.discard()
+                    return
+            self._ready.append(bundle)
 
     def prepare_child(self, group: Group) -> None:
         """Have a group made for the next measured exec of a container."""
@@ -137,7 +145,7 @@ class Groups:
         self._worker.submit(_removal(group), 0.002)
         if group._parent is None:
             self._refill()
-        elif group.measured and not group._parent._spare:
+        elif group.measured and group._parent.runs_short():
             self.prepare_child(group._parent)
 
     # What there is
@@ -297,7 +305,8 @@ class Groups:
                 child._lock = threading.Lock()
             group.close()
         for bundle in self._ready:
-            bundle.close()
+            for each in (bundle, *bundle.ahead):
+                each.close()
         self._ready.clear()
         for tree in dict.fromkeys(self._trees.values()):
             tree.close()
