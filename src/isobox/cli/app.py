@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from isobox.cli import ISOBOX_ERROR
-from isobox.errors import IsoboxError, SpecError
+from isobox.errors import IsoboxError, NotFound, SpecError
 
 COMMANDS = ("doctor", "explain", "run")
 
@@ -97,6 +97,8 @@ def dispatch(argv: Sequence[str] | None) -> int:
         return 130
     except SpecError as error:
         return _failed(_as_options(error))
+    except NotFound as error:
+        return _failed(f'{error}. IMAGE is "host" (this machine\'s system) or the path of a folder or a tar')
     except IsoboxError as error:
         return _failed(str(error))
     except BrokenPipeError:
@@ -126,4 +128,4 @@ def _as_options(error: SpecError) -> str:
     option = _OPTIONS_OF_FIELDS.get(top)
     if option is None or rest == text:
         return text
-    return f"{option} {rest}"
+    return f"{option} {rest}".replace("; None for no limit", "")  # left out, in a shell

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
 import isobox
+from isobox.cli.report import aligned
 
 _COLOURS = {"works": "green", "degraded": "yellow", "missing": "red"}
 
@@ -20,9 +20,7 @@ def command(clean: bool) -> int:
     The exit status is 0 if everything that a container needs works, 1 otherwise.
     """
     if clean:
-        from isobox.diagnosis import doctor_clean
-
-        doctor_clean()
+        _clean()
     findings = isobox.doctor()
     if sys.stdout.isatty():
         _coloured(findings)
@@ -31,13 +29,36 @@ def command(clean: bool) -> int:
     return 0 if findings.ok else 1
 
 
-def _plain(findings: Any) -> None:
-    # one line a feature, tabs between: for grep, cut and people who file a bug
-    for item in findings.items:
-        click.echo("\t".join((item.status, item.name, item.why, item.remedy)).rstrip())
+def _clean() -> None:
+    from isobox.diagnosis import doctor_clean
+
+    found = doctor_clean()
+    removed = (
+        (len(found.owners), "dead owner", "dead owners"),
+        (len(found.directories), "directory", "directories"),
+        (len(found.names), "name", "names"),
+        (len(found.ranges), "range of ids", "ranges of ids"),
+    )
+    words = [f"{count} {one if count == 1 else many}" for count, one, many in removed if count]
+    # to standard error: the table stays what a script can read
+    print(
+        f"isobox: removed {', '.join(words)}" if words else "isobox: nothing was left behind", file=sys.stderr
+    )
+    for error in found.errors:
+        print(f"isobox: could not remove yet: {error}", file=sys.stderr)
 
 
-def _coloured(findings: Any) -> None:
+def _plain(findings: isobox.Report) -> None:
+    # one line a feature, however long: for grep, less and people who report a bug
+    rows = [
+        (item.status, item.name, item.why + (f" Remedy: {item.remedy}" if item.remedy else ""))
+        for item in findings.items
+    ]
+    for line in aligned(rows):
+        click.echo(line)
+
+
+def _coloured(findings: isobox.Report) -> None:
     try:
         from rich.console import Console
         from rich.table import Table
@@ -52,6 +73,6 @@ def _coloured(findings: Any) -> None:
     for item in findings.items:
         why = Text(item.why)
         if item.remedy and item.status != "works":
-            why.append(f"\n→ {item.remedy}", style="bold")
+            why.append(("\n" if item.why else "") + f"→ {item.remedy}", style="bold")
         grid.add_row(item.name, Text(item.status, style=_COLOURS.get(item.status, "")), why)
     Console().print(grid)

@@ -11,7 +11,12 @@ from isobox.cli.options import container_arguments, container_options
 from isobox.cli.sections import SectionedCommand
 
 
-@click.command("explain", cls=SectionedCommand, short_help="Print how a container would be built.")
+@click.command(
+    "explain",
+    cls=SectionedCommand,
+    context_settings={"max_content_width": 100},
+    short_help="Print how a container would be built.",
+)
 @container_options
 @click.argument("image")
 def command(image: str, **given: Any) -> int:

@@ -19,54 +19,147 @@ _ISOLATION = "Isolation"
 _SIZE = "SIZE"
 
 container_options = together(
-    option("--cpus", metavar="CORES", section=_LIMITS, help="Share of CPU time in cores, such as 0.5."),
-    option("--cpu-weight", type=int, section=_LIMITS, help="Weight against other groups, 1 to 10000."),
+    option("--cpus", metavar="CORES", section=_LIMITS, help="CPU time as a number of cores, such as 0.5."),
+    option(
+        "--cpu-weight",
+        type=int,
+        section=_LIMITS,
+        metavar="WEIGHT",
+        help="Share against others when CPUs are busy, 1 to 10000.",
+    ),
     option("--cpuset-cpus", metavar="CPUS", section=_LIMITS, help="CPUs to run on, such as 0-2,5."),
-    option("-m", "--memory", metavar=_SIZE, section=_LIMITS, help="Memory, such as 256M; beyond it, killed."),
+    option(
+        "-m",
+        "--memory",
+        metavar=_SIZE,
+        section=_LIMITS,
+        help="Memory, such as 256M; a program that needs more is killed.",
+    ),
     option(
         "--memory-swap", metavar=_SIZE, section=_LIMITS, help="Memory and swap together. Default: no swap."
     ),
     option(
-        "--pids-limit", type=int, section=_LIMITS, help="Processes and threads; -1: no limit. Default: 1024."
+        "--pids-limit",
+        type=int,
+        metavar="COUNT",
+        section=_LIMITS,
+        help="Processes and threads; -1: no limit. Default: 1024.",
     ),
     option(
-        "--ulimit", metavar="NAME=SOFT[:HARD]", multiple=True, section=_LIMITS, help="Such as nofile=1024."
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        multiple=True,
+        section=_LIMITS,
+        help="A limit of setrlimit(2), such as nofile=1024.",
     ),
-    option("--disk", metavar=_SIZE, section=_LIMITS, help="Bytes that may be written to its own layer."),
-    option("--device-read-bps", metavar="PATH:RATE", multiple=True, section=_LIMITS, help="Bytes/s read."),
+    option("--disk", metavar=_SIZE, section=_LIMITS, help="What may be written to files, such as 1G."),
     option(
-        "--device-write-bps", metavar="PATH:RATE", multiple=True, section=_LIMITS, help="Bytes/s written."
+        "--device-read-bps",
+        metavar="PATH:RATE",
+        multiple=True,
+        section=_LIMITS,
+        help="Most bytes a second from a device.",
     ),
-    option("--device-read-iops", metavar="PATH:RATE", multiple=True, section=_LIMITS, help="Reads/s."),
-    option("--device-write-iops", metavar="PATH:RATE", multiple=True, section=_LIMITS, help="Writes/s."),
-    option("-v", "--volume", metavar="SOURCE:TARGET[:ro]", multiple=True, section=_FILES, help="Bind mount."),
     option(
-        "--tmpfs", metavar="TARGET[:size=SIZE]", multiple=True, section=_FILES, help="File system in memory."
+        "--device-write-bps",
+        metavar="PATH:RATE",
+        multiple=True,
+        section=_LIMITS,
+        help="Most bytes a second to a device.",
+    ),
+    option(
+        "--device-read-iops", metavar="PATH:RATE", multiple=True, section=_LIMITS, help="Most reads a second."
+    ),
+    option(
+        "--device-write-iops",
+        metavar="PATH:RATE",
+        multiple=True,
+        section=_LIMITS,
+        help="Most writes a second.",
+    ),
+    option(
+        "-v",
+        "--volume",
+        metavar="SOURCE:TARGET[:ro]",
+        multiple=True,
+        section=_FILES,
+        help="Show a file or folder of the host.",
+    ),
+    option(
+        "--tmpfs",
+        metavar="TARGET[:size=SIZE]",
+        multiple=True,
+        section=_FILES,
+        help="Put an empty file system in memory at TARGET.",
     ),
     option("--read-only", is_flag=True, section=_FILES, help="Read-only root file system."),
     option(
-        "--upper", type=click.Choice(["memory", "disk"]), section=_FILES, help="Where written files live."
+        "--upper",
+        type=click.Choice(["memory", "disk"]),
+        section=_FILES,
+        help="Where written files live until the end. Default: memory.",
     ),
-    option("-e", "--env", metavar="NAME[=VALUE]", multiple=True, section=_PROGRAM, help="Set, or pass on."),
-    option("--env-file", metavar="FILE", multiple=True, section=_PROGRAM, help="Lines NAME=VALUE."),
+    option(
+        "-e",
+        "--env",
+        metavar="NAME[=VALUE]",
+        multiple=True,
+        section=_PROGRAM,
+        help="Set a variable; NAME alone passes on the value that it has here.",
+    ),
+    option(
+        "--env-file",
+        metavar="FILE",
+        multiple=True,
+        section=_PROGRAM,
+        help="Set variables from lines NAME=VALUE.",
+    ),
     option("-w", "--workdir", metavar="DIRECTORY", section=_PROGRAM, help="Directory to run in."),
     option(
         "-u", "--user", metavar="USER[:GROUP]", section=_PROGRAM, help="Name or number. Default: root inside."
     ),
-    option("--name", section=_CONTAINER, help="Name of the container. Default: made from its id."),
-    option("-h", "--hostname", section=_CONTAINER, help="Name of the machine inside."),
+    option(
+        "--name", metavar="NAME", section=_CONTAINER, help="Name of the container. Default: made from its id."
+    ),
+    option("-h", "--hostname", metavar="NAME", section=_CONTAINER, help="Name of the machine inside."),
     option("-l", "--label", metavar="KEY=VALUE", multiple=True, section=_CONTAINER, help="Set a label."),
     option(
-        "--network", "--net", type=click.Choice(["none", "host"]), section=_ISOLATION, help="Default: none."
+        "--network",
+        "--net",
+        type=click.Choice(["none", "host"]),
+        section=_ISOLATION,
+        help="none: loopback only. Default: none.",
     ),
     option(
-        "--pid", "pid_mode", type=click.Choice(["private", "host"]), section=_ISOLATION, help="Process ids."
+        "--pid",
+        "pid_mode",
+        type=click.Choice(["private", "host"]),
+        section=_ISOLATION,
+        help="Process ids. Default: private.",
     ),
-    option("--ipc", type=click.Choice(["private", "host"]), section=_ISOLATION, help="IPC objects."),
-    option("--uts", type=click.Choice(["private", "host"]), section=_ISOLATION, help="Host name."),
-    option("--cgroupns", type=click.Choice(["private", "host"]), section=_ISOLATION, help="View of cgroups."),
     option(
-        "--userns", type=click.Choice(["auto", "host"]), section=_ISOLATION, help="User ids. Default: auto."
+        "--ipc",
+        type=click.Choice(["private", "host"]),
+        section=_ISOLATION,
+        help="Shared memory, semaphores, queues. Default: private.",
+    ),
+    option(
+        "--uts",
+        type=click.Choice(["private", "host"]),
+        section=_ISOLATION,
+        help="Host name. Default: private.",
+    ),
+    option(
+        "--cgroupns",
+        type=click.Choice(["private", "host"]),
+        section=_ISOLATION,
+        help="View of cgroups. Default: private.",
+    ),
+    option(
+        "--userns",
+        type=click.Choice(["auto", "host"]),
+        section=_ISOLATION,
+        help="auto: root inside is nobody outside. Default: auto.",
     ),
     option(
         "--cap-add",
@@ -75,13 +168,19 @@ container_options = together(
         section=_ISOLATION,
         help="Give a capability, or ALL.",
     ),
-    option("--cap-drop", metavar="CAPABILITY", multiple=True, section=_ISOLATION, help="Take one, or ALL."),
+    option(
+        "--cap-drop",
+        metavar="CAPABILITY",
+        multiple=True,
+        section=_ISOLATION,
+        help="Take a capability, or ALL.",
+    ),
     option(
         "--security-opt",
         metavar="seccomp=PROFILE",
         multiple=True,
         section=_ISOLATION,
-        help="A JSON file, default or unconfined.",
+        help="A profile in Docker's JSON format, or unconfined.",
     ),
     option("--device", metavar="PATH", multiple=True, section=_ISOLATION, help="Device node to allow."),
 )

@@ -30,7 +30,7 @@ _run_options = together(
 @click.command(
     "run",
     cls=SectionedCommand,
-    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
+    context_settings={"allow_interspersed_args": False, "max_content_width": 100},
     short_help="Run one program in a new container.",
 )
 @_run_options
@@ -87,14 +87,10 @@ def _with_streams(
     from subprocess import DEVNULL, PIPE
 
     sys.stdout.flush()
-    process = container.popen(
-        command,
-        stdin=None if interactive else DEVNULL,
-        stdout=PIPE if capture else None,
-        stderr=PIPE if capture else None,
-        **limits,
-    )
-    with process, signals.forwarding(process.send_signal):
+    streams: dict[str, Any] = {"stdin": None if interactive else DEVNULL}
+    streams["stdout"] = streams["stderr"] = PIPE if capture else None
+    with signals.Forwarding() as forwarding, container.popen(command, **streams, **limits) as process:
+        forwarding.to(process.send_signal)
         if capture:
             process.communicate()
         return process.result()

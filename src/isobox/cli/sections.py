@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+_COLUMN = 34
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -26,11 +28,16 @@ class SectionedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Help"), []).append(record)
+        # one column for all the sections, but for the few names that are longer
+        lengths = [len(name) for records in sections.values() for name, _ in records]
+        column = max(length for length in lengths if length <= _COLUMN)
         for title, records in sections.items():
             with formatter.section(title):
-                formatter.write_dl(records)
+                formatter.write_dl(
+                    [(name.ljust(column), text) for name, text in records], col_max=_COLUMN + 2
+                )
 
 
 def option(*names: str, section: str, **keywords: Any) -> Callable[[Decorated], Decorated]:

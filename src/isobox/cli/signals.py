@@ -15,6 +15,8 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 3
 
+_Handler = Callable[[int, FrameType | None], None]
+
 _leaving = False
 """Ended was raised: what is being put back and removed now must not be interrupted again."""
 
@@ -40,30 +42,50 @@ def ending(numbers: tuple[signal.Signals, ...] = (*_ENDING, signal.SIGINT)) -> I
         yield
 
 
-@contextlib.contextmanager
-def forwarding(send: Callable[[int], Any]) -> Iterator[None]:
-    """Forward to the program. A third Ctrl-C, or `GRACE` seconds after SIGTERM, end the run."""
-    interrupts = 0
+class Forwarding:
+    """Signals that arrive inside its ``with`` block go to the program, once there is one.
 
-    def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
+    A third Ctrl-C, or `GRACE` seconds after SIGTERM or SIGHUP, end the run.
+    """
+
+    def __init__(self) -> None:
+        self._send: Callable[[int], Any] | None = None
+        self._early: list[int] = []
+        self._interrupts = 0
+        self._stack = contextlib.ExitStack()
+
+    def to(self, send: Callable[[int], Any]) -> None:
+        """Give the program's `send`; what arrived while it was being started goes there first."""
+        self._send = send
+        while self._early:
+            self._pass_on(self._early.pop(0))
+
+    def __enter__(self) -> Forwarding:
+        handlers: dict[signal.Signals, _Handler] = {**dict.fromkeys(_FORWARDED, self._arrived)}
+        handlers[signal.SIGALRM] = lambda _number, _frame: _leave(signal.SIGTERM)
+        self._stack.enter_context(_handling(handlers))
+        self._stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            interrupts += 1
-            if interrupts >= _PATIENCE:
+            self._interrupts += 1
+            if self._interrupts >= _PATIENCE:
                 _leave(number)
-        with contextlib.suppress(OSError):  # it has just ended
-            send(number)
         if number in _ENDING:
             signal.setitimer(signal.ITIMER_REAL, GRACE)
+        if self._send is None:
+            self._early.append(number)
+        else:
+            self._pass_on(number)
 
-    def out_of_patience(_number: int, _frame: FrameType | None) -> None:
-        _leave(signal.SIGTERM)
-
-    with _handling({**dict.fromkeys(_FORWARDED, forward), signal.SIGALRM: out_of_patience}):
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+    def _pass_on(self, number: int) -> None:
+        assert self._send is not None
+        with contextlib.suppress(OSError):  # it has just ended
+            self._send(number)
 
 
 def _leave(number: int) -> None:
@@ -74,7 +96,7 @@ def _leave(number: int) -> None:
 
 
 @contextlib.contextmanager
-def _handling(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+def _handling(handlers: dict[signal.Signals, _Handler]) -> Iterator[None]:
     before = {}
     try:
         for number, handler in handlers.items():
