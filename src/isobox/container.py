@@ -319,7 +319,7 @@ class Container:
         return self._launched.control
 
     def _is_ending(self) -> bool:
-        return self._ending or self._init_ended()
+        return self._ending or self._was_killed
 
     def _gone(self) -> StateError:
         return StateError("the container has stopped")
@@ -383,7 +383,9 @@ class Container:
         return process
 
     def _launch_program(self, args: Args, options: Any, *, capture: bool) -> tuple[Process, Any]:
-        launched = self._running("exec")
+        launched = self._launched
+        if launched is None or self._state != "running" or self._pid != os.getpid():
+            launched = self._running("exec")  # says what is wrong; an init that is gone is met when sending
         stdin = options.pop("stdin", DEVNULL)
         stdout = options.pop("stdout", PIPE)
         stderr = options.pop("stderr", PIPE)
@@ -414,7 +416,7 @@ class Container:
             if group.into_fd is not None:
                 cgroup = len(fds)
                 fds.append(group.into_fd)
-            flags = (0 if capture else _native.WANT_START) | (0 if group.present else _native.OWN_PIDNS)
+            flags = (_native.HOLD if capture else _native.WANT_START) | (0 if group.present else _native.OWN_PIDNS)
             joined = templates.joining(len(group.join_fds))
             process = Process(
                 self, spec, number=number, status_fd=status, group=group, ops=joined.ops, kept=kept
@@ -522,7 +524,6 @@ class _Templates:
         self._ops = {
             "user": user,
             "groups_allowed": launched.id_map is None or not launched.id_map.deny_setgroups,
-            "capabilities": launched.capabilities,
             "rlimits": launched.rlimits,
             "seccomp": launched.seccomp,
             "workdir": workdir,

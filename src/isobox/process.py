@@ -279,7 +279,7 @@ class Process:
             try:
                 self._group.kill()
             except CgroupError:
-                if not self._container._is_ending():
+                if not self._container._init_ended():
                     raise
         if reply is not None:
             if pump.run() == _native.PUMP_LIMIT:  # what the last ones wrote

@@ -35,6 +35,7 @@ LOCATE: Final[int] = _lib.ISOBOX_LOCATE
 PAYLOAD_FD: Final[int] = _lib.ISOBOX_PAYLOAD_FD
 WANT_START: Final[int] = _lib.ISOBOX_WANT_START
 OWN_PIDNS: Final[int] = _lib.ISOBOX_OWN_PIDNS
+HOLD: Final[int] = _lib.ISOBOX_HOLD
 CGROUP_FD: Final[int] = _lib.ISOBOX_CGROUP_FD
 
 # Kinds of replies.

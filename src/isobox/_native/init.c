@@ -82,6 +82,7 @@ struct exec_slot {
     long long start_ns;
     int pid; /* 0: free */
     int status_fd;
+    int held[2]; /* stdout and stderr of an exec whose caller waits for the end only; -1 */
     int nested;
 };
 
@@ -410,6 +411,13 @@ static void serve_exec(const struct isobox_request *request, long size)
     slots[slot].pid = (int)pid;
     slots[slot].nested = (request->flags & ISOBOX_OWN_PIDNS) != 0;
     slots[slot].status_fd = received[0];
+    for (unsigned int i = 0; i < 2; i++) {
+        unsigned int place = 2 + i; /* after the status and stdin */
+        int hold = request->flags & ISOBOX_HOLD && place < received_count;
+        slots[slot].held[i] = hold ? received[place] : -1;
+        if (hold)
+            received[place] = -1;
+    }
     if (request->flags & ISOBOX_WANT_START) {
         reply.kind = ISOBOX_STARTED;
         reply.status = (int)pid;
@@ -590,6 +598,9 @@ static void reap(void)
             fill_usage(&reply, rusage);
             report(slots[i].status_fd, &reply);
             SYS1(__NR_close, slots[i].status_fd);
+            for (int held = 0; held < 2; held++)
+                if (slots[i].held[held] >= 0)
+                    SYS1(__NR_close, slots[i].held[held]);
             slots[i].pid = 0;
             break;
         }

@@ -39,6 +39,7 @@ enum isobox_request_flag {
     ISOBOX_WANT_START = 2,  /* exec: report the start, not only a failure or the end */
     ISOBOX_OWN_PIDNS = 4,   /* exec: a PID namespace of its own, so that its end ends all of it */
     ISOBOX_CGROUP_FD = 8,   /* exec: descriptor fds[arg1] is a cgroup v2 to be born in */
+    ISOBOX_HOLD = 16,       /* exec: keep stdout and stderr open until its end is told: one wake-up, not three */
 };
 
 struct isobox_request {
@@ -86,7 +87,7 @@ enum isobox_op_code {
     ISOBOX_OP_UMASK = 25,          /* arg0 */
     ISOBOX_OP_CHDIR = 26,          /* str0 */
     ISOBOX_OP_BOUNDING = 27,       /* arg0: capabilities to keep */
-    ISOBOX_OP_CAPABILITIES = 28,   /* arg0: permitted and effective; inheritable and ambient empty */
+    ISOBOX_OP_CAPABILITIES = 28,   /* arg0: permitted and effective, of those there are; inheritable and ambient empty */
     ISOBOX_OP_NO_NEW_PRIVS = 29,
     ISOBOX_OP_SECCOMP = 30,        /* str0: struct sock_filter[] */
     ISOBOX_OP_DUMPABLE = 31,       /* arg0 */

@@ -403,9 +403,12 @@ static long op_capabilities(struct decoded *op)
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
     uint64_t set = op->head.arg[0];
+    long failed = SYS2(__NR_capget, &header, data);
+    if (failed)
+        return failed;
     SYS5(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     for (int half = 0; half < 2; half++) {
-        uint32_t bits = (uint32_t)(set >> (32 * half));
+        uint32_t bits = (uint32_t)(set >> (32 * half)) & data[half].permitted;
         data[half].effective = bits;
         data[half].permitted = bits;
         data[half].inheritable = 0;

@@ -164,6 +164,9 @@ def setup_plan(setup: Setup) -> list[Op]:
     if setup.cpus is not None:
         stage.add("AFFINITY", strings=(_cpu_mask(setup.cpus),), note=f"cpus {sorted(setup.cpus)}")
     stage.add("BOUNDING", setup.bounding, note=f"keep {setup.bounding:#x}")
+    # Init keeps its capabilities, but none that a program could inherit: root's programs get the bounding set.
+    stage.add("CAPABILITIES", -1, note="nothing inheritable, nothing ambient")
+    stage.add("NO_NEW_PRIVS", note="set")
     stage.add("DUMPABLE", 0)
     stage.add("UMASK", 0o022, note="022")
     return stage.ops
