@@ -63,7 +63,7 @@ def _error(code: int, path: str, message: str = "") -> OSError:
 def _open_file(inside: Inside, path: str, flags: int) -> tuple[int, os.stat_result]:
     """Open what has to be a regular file; a fifo, a device or a directory is an error."""
     try:
-        fd = inside.open(path, flags | _CALM)
+        fd = inside.open(path, flags | _CALM, 0o600 if flags & os.O_CREAT else 0)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, or a fifo that nobody reads
             raise _error(errno.EINVAL, path, "not a regular file") from None
@@ -182,7 +182,7 @@ def _below(directory: str, name: str) -> str:
 def _kind_inside(inside: Inside, path: str) -> int | None:
     """Follow `path` and give its mode; None where there is nothing."""
     try:
-        fd = inside.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = inside.open(path, os.O_PATH | os.O_CLOEXEC, 0)
     except FileNotFoundError:
         return None
     try:
@@ -225,7 +225,7 @@ def _tree_in(inside: Inside, fd: int, place: str, depth: int) -> None:
         _entry_in(inside, fd, name, _below(place, name), depth)
     if created:
         status = os.fstat(fd)
-        made = inside.open(place, _DIRECTORY)
+        made = inside.open(place, _DIRECTORY, 0)
         try:
             os.fchmod(made, stat.S_IMODE(status.st_mode))
             _keep_times(made, status)
@@ -271,7 +271,8 @@ def copy_out(inside: Inside, source: str, target: Path, *, limit: int | None = N
     if name == "..":
         raise _error(errno.EINVAL, source, "a source that ends in '..' has no name")
     # A slash at the end means the directory that a link leads to.
-    probe = inside.open(source, os.O_PATH | os.O_CLOEXEC | (0 if source.endswith("/") else os.O_NOFOLLOW))
+    links = 0 if source.endswith("/") else os.O_NOFOLLOW
+    probe = inside.open(source, os.O_PATH | os.O_CLOEXEC | links, 0)
     try:
         kind = os.fstat(probe).st_mode
         copier = _Out(inside, limit)
@@ -318,7 +319,7 @@ class _Out:
         """Copy what is in the directory `path` into the one that `fd` is open on."""
         if depth > _DEEPEST:
             raise _error(errno.ELOOP, path, f"more than {_DEEPEST} directories deep")
-        source = self._inside.open(path, os.O_RDONLY | os.O_DIRECTORY | _CALM)
+        source = self._inside.open(path, os.O_RDONLY | os.O_DIRECTORY | _CALM, 0)
         try:
             status = os.fstat(source)
             names = sorted(os.listdir(source))
@@ -329,7 +330,7 @@ class _Out:
                 raise _error(errno.EBADMSG, path, f"an impossible file name: {name[:80]!r}")
             below = _below(path, name)
             try:
-                probe = self._inside.open(below, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                probe = self._inside.open(below, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0)
             except FileNotFoundError:
                 continue  # gone since the directory was read
             try:

@@ -134,3 +134,12 @@ def test_deep_trees_end(lower: Path, upper: Path) -> None:
     place = upper.joinpath(*["d"] * 300)
     place.mkdir(parents=True)
     assert len(seen(lower, upper, most=999)) == 129
+
+
+def test_links_and_files_that_isobox_made(lower: Path, upper: Path) -> None:
+    (upper / "sbin").symlink_to("usr/sbin")
+    (upper / "resolv.conf").write_bytes(b"")
+    (upper / "bin").unlink(missing_ok=True)
+    (upper / "bin").symlink_to("elsewhere")
+    found = changes(Uppers(upper), [Tree("/", (Layer(str(lower)),))], [], ["/sbin", "/resolv.conf"])
+    assert [(change.kind, change.path) for change in found] == [("modified", "/bin")]

@@ -50,10 +50,11 @@ def changes(
     """List what was added, modified and deleted, sorted by path.
 
     A directory is "modified" when its own mode or owner changed, or when it was replaced by a new
-    one; not because something in it changed. What isobox itself made there (`skeleton`,
-    `mount_points` and the directories that lead to them) is left out, what programs put into it is
-    not. A file counts as modified as soon as it was opened for writing, since the kernel then
-    copies it. Below 128 directories in each other, only the topmost is listed.
+    one; not because something in it changed. What isobox itself made there (`skeleton`, the mount
+    points of `trees`, `mount_points`, which also has links and files that it made, and the
+    directories that lead to all these) is left out, what programs put into it is not. A file counts
+    as modified as soon as it was opened for writing, since the kernel then copies it. Below 128
+    directories in each other, only the topmost is listed.
 
     The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
     are more than `most`.
@@ -66,7 +67,7 @@ def changes(
     for number, tree in enumerate(trees):
         if tree.kind != "overlay":
             continue
-        for change in _Walk(inside, number + 1, tree, leading).run():
+        for change in _Walk(inside, number + 1, tree, made, leading).run():
             found.append(change)
             if len(found) > most:
                 raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
@@ -88,17 +89,25 @@ class _Walk:
     so a path of the container is never looked up as a path of the host.
     """
 
-    def __init__(self, inside: Inside, base: int, tree: Tree, leading: set[tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        inside: Inside,
+        base: int,
+        tree: Tree,
+        made: set[tuple[str, ...]],
+        leading: set[tuple[str, ...]],
+    ) -> None:
         self._inside = inside
         self._base = base
         self._layers = tree.layers
         self._target = components(tree.target)
         self._hidden = {components(hidden) for hidden in tree.hidden}
+        self._made = made
         self._leading = leading
 
     def run(self) -> Iterator[Change]:
         """Yield every change of the tree."""
-        upper = self._inside.open(".", _DIRECTORY, base=self._base)
+        upper = self._inside.open(".", _DIRECTORY, 0, base=self._base)
         lowers: list[_Lower] = []
         try:
             owner = os.fstat(upper).st_uid  # the container's root, as this process sees it
@@ -127,7 +136,7 @@ class _Walk:
         self, place: tuple[str, ...], name: str, upper: int, lowers: Sequence[_Lower], *, fresh: bool
     ) -> Iterator[Change]:
         try:
-            status = os.stat(name, dir_fd=upper, follow_symlinks=False)
+            status = self._stat(place, name, upper)
         except OSError:
             return  # gone meanwhile
         below = [] if place in self._hidden else _stats(name, lowers)
@@ -136,7 +145,10 @@ class _Walk:
                 yield self._change(place, "deleted")
             return
         if not stat.S_ISDIR(status.st_mode):
-            yield self._change(place, "modified" if below else "added")
+            if below:
+                yield self._change(place, "modified")
+            elif (*self._target, *place) not in self._made:
+                yield self._change(place, "added")
             return
         if len(place) > _DEEPEST:
             if not below:
@@ -169,11 +181,23 @@ class _Walk:
             for lower in opened:
                 os.close(lower.fd)
 
+    def _stat(self, place: tuple[str, ...], name: str, upper: int) -> os.stat_result:
+        try:
+            return os.stat(name, dir_fd=upper, follow_symlinks=False)
+        except PermissionError:  # in a directory of another user in the container: only its root may
+            fd = self._inside.open(
+                "/".join(place), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, base=self._base
+            )
+            try:
+                return os.fstat(fd)
+            finally:
+                os.close(fd)
+
     def _open_directory(self, place: tuple[str, ...], name: str, upper: int) -> int:
         try:
             return os.open(name, _DIRECTORY, dir_fd=upper)
-        except PermissionError:  # another user's in the container: only its own root may
-            return self._inside.open("/".join(place), _DIRECTORY, base=self._base)
+        except PermissionError:
+            return self._inside.open("/".join(place), _DIRECTORY, 0, base=self._base)
 
     def _change(self, place: tuple[str, ...], kind: Kind) -> Change:
         return Change(kind, "/" + "/".join((*self._target, *place)))

@@ -9,6 +9,10 @@ Two shapes, since the kernel lets only root clone "/" without the mounts below i
 In both, the Python in use gets trees of its own where it lies under a hidden directory. Files that
 others may not read need nothing here: the host's root has no identity in the container, so the
 kernel refuses them.
+
+The topmost directory of each tree belongs to the container's root, so names in it can be added and
+taken away, in the container's own layer. Nothing of a root-owned directory below it can: the kernel
+copies a file or directory only together with its owner, and the host's root is nobody inside.
 """
 
 from __future__ import annotations
