@@ -21,6 +21,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import stat
 import threading
 import weakref
 from collections import deque
@@ -133,7 +134,7 @@ class Owner:
         self._data = Owners(self.data)
         mine.add(self.id)
         try:
-            self._state_fd = self._registry.register(self.id, ("names", "ranges"))
+            self._state_fd = _register(self._registry, self.id, ("names", "ranges"))
         except BaseException:
             mine.discard(self.id)
             raise
@@ -249,11 +250,21 @@ class Owner:
     # Directories
 
     def directory(self, name: str) -> str:
-        """A directory for small things of this owner, beside its lock; gone when the owner is."""
+        """A directory for small things of this owner, beside its lock; gone when the owner is.
+
+        A container's root can reach it: StateError where the way there is closed.
+        """
         self._usable()
         path = f"{self._registry.owner(self.id)}/{name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o711)
+        if os.geteuid() == 0:
+            closed = _closed_to_others(path)
+            if closed:
+                raise StateError(
+                    f"{closed} is closed to others, and to the root of a container, who is an ordinary user "
+                    f"here. Remedy: chmod o+x {closed}, or set ISOBOX_STATE_DIR to another place"
+                )
         return path
 
     def disk_dir(self) -> str:
@@ -262,7 +273,7 @@ class Owner:
         with self._lock:
             if self._data_fd is None:
                 check_directory(self.data, "ISOBOX_DATA_DIR")
-                self._data_fd = self._data.register(self.id)
+                self._data_fd = _register(self._data, self.id)
                 # What is in there may be setuid: nobody else may reach it by its path.
                 os.chmod(self._data.owner(self.id), 0o700)
             self._count += 1
@@ -451,6 +462,23 @@ def _may_set_ids() -> bool:
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16) & _CAP_SETID == _CAP_SETID
     return False
+
+
+def _register(owners: Owners, owner_id: str, folders: tuple[str, ...] = ()) -> int:
+    try:
+        return owners.register(owner_id, folders)
+    except OSError as error:
+        raise StateError(f"can't use {owners.path}: {error.strerror or error}") from error
+
+
+def _closed_to_others(path: str) -> str:
+    """The topmost directory on the way to `path` that others may not pass; empty if there is none."""
+    closed = ""
+    while path != "/":
+        if not os.stat(path).st_mode & stat.S_IXOTH:
+            closed = path
+        path = os.path.dirname(path)
+    return closed
 
 
 def _chunks(names: list[str]) -> list[IdRange]:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +24,13 @@ root_only = pytest.mark.requires("root")  # ranges of ids are for root
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ISOBOX_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("ISOBOX_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path
+def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # Not tmp_path: that is closed to others, and so to containers of root.
+    with tempfile.TemporaryDirectory(prefix="isobox-test-") as folder:
+        os.chmod(folder, 0o755)
+        monkeypatch.setenv("ISOBOX_STATE_DIR", f"{folder}/state")
+        monkeypatch.setenv("ISOBOX_DATA_DIR", f"{folder}/data")
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -351,6 +355,13 @@ def test_state_directory_of_someone_else_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("ISOBOX_STATE_DIR", "/proc/nowhere/state")
     with pytest.raises(StateError, match="can't make /proc/nowhere/state"):
         Owner()
+
+
+@root_only
+def test_a_state_directory_that_containers_cannot_reach(owner: Owner, places: Path) -> None:
+    places.chmod(0o700)
+    with pytest.raises(StateError, match=f"chmod o\\+x {places}, or set ISOBOX_STATE_DIR"):
+        owner.directory("stage")
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
