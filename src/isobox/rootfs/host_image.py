@@ -21,6 +21,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from .layers import Directory, Layer, Link, Rootfs, Tree, components
 from .mountinfo import PSEUDO, Mountpoint, mount_table
@@ -327,10 +328,15 @@ def python_paths() -> tuple[str, ...]:
     """Where the Python in use lies: its prefixes, its executable, what exists of sys.path.
 
     The empty entry of sys.path, the current directory, is not one of them: a container has a
-    working directory of its own.
+    working directory of its own. Looked up once for each state of sys.path, since every start of a
+    container asks; a directory that comes into being later is not noticed before sys.path changes.
     """
-    names = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
-    names += [sys.executable or "", getattr(sys, "_base_executable", None) or ""]
-    names += [entry for entry in sys.path if isinstance(entry, str)]
+    prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
+    programs = (sys.executable or "", getattr(sys, "_base_executable", None) or "")
+    return _existing((*prefixes, *programs, *(entry for entry in sys.path if isinstance(entry, str))))
+
+
+@lru_cache(maxsize=8)
+def _existing(names: tuple[str, ...]) -> tuple[str, ...]:
     found = dict.fromkeys(os.path.abspath(name) for name in names if name)
     return tuple(path for path in found if os.path.exists(path))
