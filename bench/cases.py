@@ -175,7 +175,7 @@ def resident(bench: Bench) -> Case:
             continue
         subjects.append(Subject(f"isobox.run, {name}", bench.asked(size, do="oneshot")))
         subjects.append(Subject(f"exec, {name}", bench.asked(size, do="exec", measure=True)))
-    case = Case("parent's size", interleave("parent's size", subjects, bench.rounds(4, 12)))
+    case = Case("parent's size", interleave("parent's size", subjects, bench.rounds(3, 12)))
     for size in RESIDENT.values():
         if size in bench.remotes:
             bench.remotes.pop(size).close()
@@ -242,7 +242,7 @@ def idle(bench: Bench) -> Case:
         Subject("isobox", bench.once(do="idle", containers=containers, network="none"), 1),
         Subject("isobox, host network", bench.once(do="idle", containers=containers, network="host"), 1),
     ]
-    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(3, 5)), "bytes")
+    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(2, 5)), "bytes")
 
 
 def stdout(bench: Bench) -> Case:

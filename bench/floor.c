@@ -348,35 +348,59 @@ static void through_pipe(void)
     }
 }
 
-/* What is in use, without the page cache: that goes up and down with what others read. */
-static long long in_use(void)
+static long long field(const char *path, const char *name)
 {
     char line[256];
-    long long value, sum = 0;
-    FILE *file = fopen("/proc/meminfo", "re");
+    long long kib = 0;
+    size_t length = strlen(name);
+    FILE *file = fopen(path, "re");
     while (file && fgets(line, sizeof line, file)) {
-        if (sscanf(line, "MemTotal: %lld", &value) == 1 || sscanf(line, "Shmem: %lld", &value) == 1)
-            sum += value;
-        else if (sscanf(line, "MemFree: %lld", &value) == 1 || sscanf(line, "Buffers: %lld", &value) == 1 ||
-                 sscanf(line, "Cached: %lld", &value) == 1)
-            sum -= value;
+        if (!strncmp(line, name, length) && line[length] == ':')
+            sscanf(line + length + 1, "%lld", &kib);
     }
     if (file)
         fclose(file);
-    return sum * 1024;
+    return kib * 1024;
+}
+
+/* What the kernel itself holds, and files in memory; others' programs and the page cache don't disturb it. */
+static long long kernel_memory(void)
+{
+    static const char *const parts[] = {"Slab", "KernelStack", "PageTables", "Percpu", "Shmem"};
+    long long sum = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        sum += field("/proc/meminfo", parts[i]);
+    return sum;
+}
+
+/* Once it has come to rest: the kernel takes network namespaces apart in the background. */
+static long long settled_memory(void)
+{
+    long long before = kernel_memory(), after = before;
+    for (int i = 0; i < 15; i++, before = after) {
+        usleep(200000);
+        after = kernel_memory();
+        if (llabs(after - before) < 65536)
+            break;
+    }
+    return after;
 }
 
 static void idle(void)
 {
     struct box *boxes = calloc((size_t)containers, sizeof *boxes);
     struct box first;
+    char path[64];
     one_container(&first);
-    usleep(300000);
-    long long before = in_use();
+    long long before = settled_memory(), own = 0;
     for (long i = 0; i < containers; i++)
         box_start(&boxes[i], "idle");
-    usleep(300000);
-    printf("%lld\n", (in_use() - before) / containers);
+    long long after = settled_memory();
+    for (long i = 0; i < containers; i++) {
+        snprintf(path, sizeof path, "/proc/%d/smaps_rollup", boxes[i].pid);
+        own += field(path, "Private_Dirty");
+    }
+    printf("%lld\n", (after - before + own) / containers);
     for (long i = 0; i < containers; i++) {
         kill(boxes[i].pid, SIGKILL);
         box_wait(&boxes[i]);

@@ -34,13 +34,32 @@ def _times(count: int, once: Callable[[], object], gap_ms: float = 0) -> list[in
     return samples
 
 
-def _memory_in_use() -> int:
-    """Bytes, without the page cache, which goes up and down with what others read."""
-    fields = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split(":")
-        fields[name] = int(value.split()[0]) * 1024
-    return fields["MemTotal"] + fields["Shmem"] - fields["MemFree"] - fields["Buffers"] - fields["Cached"]
+def _fields(path: str) -> dict[str, int]:
+    """A file of ``Name:  123 kB`` lines, in bytes."""
+    found = {}
+    for line in Path(path).read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+def _kernel_memory() -> int:
+    """What the kernel itself holds, and files in memory; not programs, not the page cache."""
+    fields = _fields("/proc/meminfo")
+    return sum(fields[name] for name in ("Slab", "KernelStack", "PageTables", "Percpu", "Shmem"))
+
+
+def _settled_memory() -> int:
+    """The same once it has come to rest, and what this process holds."""
+    before = _kernel_memory()
+    for _ in range(15):
+        time.sleep(0.2)
+        after = _kernel_memory()
+        if abs(after - before) < 65536:
+            break
+        before = after
+    return after + _fields("/proc/self/status")["RssAnon"]
 
 
 class Measurements:
@@ -121,14 +140,13 @@ class Measurements:
         """Bytes of the machine's memory that each of so many waiting containers takes."""
         with self.container(network=network):
             pass
-        time.sleep(0.5)
-        before = _memory_in_use()
+        before = _settled_memory()
         boxes = [self.container(network=network) for _ in range(containers)]
         try:
             for box in boxes:
                 box.start()
-            time.sleep(0.5)
-            return [(_memory_in_use() - before) / containers]
+            inits = sum(_fields(f"/proc/{box.pid}/smaps_rollup")["Private_Dirty"] for box in boxes)
+            return [(_settled_memory() + inits - before) / containers]
         finally:
             for box in boxes:
                 box.remove()
