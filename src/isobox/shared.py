@@ -84,16 +84,22 @@ class Shared:
                     os.close(fd)
 
     def close(self) -> None:
-        """At exit: remove the cgroups; the owner closes itself."""
+        """At exit: remove the cgroups; the owner closes itself. Idempotent: a number closed twice is another's."""
         global _current
         if _current is self:
             _current = None
+        atexit.unregister(self.close)
         self.shells.close()
-        self.groups.close()
-        for fd in (self.owner_fd, self.init_fd, self._device_fd):
-            if fd is not None:
-                os.close(fd)
-        self._device_fd = None
+        with self._lock:
+            fds, self.owner_fd, self.init_fd, self._device_fd = (
+                (self.owner_fd, self.init_fd, self._device_fd), -1, -1, None
+            )  # fmt: skip
+        try:
+            self.groups.close()
+        finally:
+            for fd in fds:
+                if fd is not None and fd >= 0:
+                    os.close(fd)
 
     def host_image(self) -> Rootfs:
         """Describe the host image; anew when sys.path has changed."""
