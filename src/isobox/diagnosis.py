@@ -33,7 +33,7 @@ from isobox.probes import (
     Refusal,
     for_host,
 )
-from isobox.runtime import Collected, Owner
+from isobox.runtime import Owner
 from isobox.security import seccomp
 from isobox.spec import IoLimit, Limits
 
@@ -73,22 +73,6 @@ def items() -> Iterator[Item]:
         yield from _walls(probes)
     yield _container()
     yield _zstd()
-
-
-def doctor_clean() -> Collected:
-    """Remove what dead owners left behind, now, and say what it was.
-
-    The first start of every process does the same in passing; this one waits for it and tells.
-    `Collected.errors` has what could not be removed. StateError where the state folder can't be used.
-
-    >>> doctor_clean().errors
-    ()
-    """
-    owner = Owner()
-    try:
-        return owner.collect(cgroups.Groups(cgroups.discover(), owner.id).collect)
-    finally:
-        owner.close()
 
 
 def _python() -> Item:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from isobox.doctor import doctor
+from isobox.doctor import doctor, doctor_clean
 from isobox.findings import Item, Report
 
 PROGRAM = """
@@ -138,6 +138,28 @@ def test_a_data_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> N
     item = found['upper="disk"']
     assert item.status == "missing" and "ISOBOX_DATA_DIR" in item.remedy
     assert found["container"].status == "works"
+
+
+def test_clean_removes_what_a_killed_program_left(places: Path) -> None:
+    code = """
+import os, signal, sys
+import isobox
+c = isobox.Container("host", name="left", upper="disk").start()
+print(c.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == -9 and done.stdout.strip().isdigit()
+    found = doctor_clean()
+    assert len(found.owners) == len(found.directories) == 1
+    assert found.names == ("left",) and found.errors == ()
+    assert not doctor_clean()
+    for folder in ("state/owners", "state/names", "state/ranges", "data/owners"):
+        assert os.listdir(places / folder) == []
+    groups = subprocess.run(
+        ["find", "/sys/fs/cgroup", "-name", found.owners[0]], stdout=subprocess.PIPE, check=False
+    )
+    assert groups.stdout == b""
 
 
 def test_text() -> None:
