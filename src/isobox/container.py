@@ -30,7 +30,7 @@ from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops
 from .process import Process
 from .result import Result
 from .rootfs.changes import Change, changes
-from .rootfs.views import visible_cpus, views
+from .rootfs.views import views, visible_cpus
 from .shared import Shared, shared
 from .spec import Args, ContainerSpec, ExecSpec
 from .start import Launched, explain_plan, launch, make_id
@@ -40,8 +40,9 @@ from .users import FILE_MAX, resolve
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 State: TypeAlias = Literal["creating", "created", "running", "paused", "stopped"]
 
@@ -202,7 +203,7 @@ class Container:
                         with contextlib.suppress(Exception):
                             process.wait(2.0)
                 self._stack.close()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - told below, once the state is right
                 errors.append(error)
             self._state = "stopped"
             _live.discard(self)
@@ -226,7 +227,9 @@ class Container:
 
     def __del__(self) -> None:
         if getattr(self, "_state", "stopped") in ("running", "paused") and self._pid == os.getpid():
-            warnings.warn(f"{self!r} was never removed: use it in a with block", ResourceWarning, stacklevel=2)
+            warnings.warn(
+                f"{self!r} was never removed: use it in a with block", ResourceWarning, stacklevel=2
+            )
             with contextlib.suppress(Exception):
                 self.remove()
 
@@ -398,7 +401,9 @@ class Container:
             else:
                 streams = connect(stdin, stdout, stderr, lent, kept)
             if spec.cpu_time is not None and not spec.measure:
-                raise SpecError("measure", False, "True where cpu_time is given: the time is read from a cgroup")
+                raise SpecError(
+                    "measure", False, "True where cpu_time is given: the time is read from a cgroup"
+                )
             group = launched.group.child(spec.memory, spec.pids, spec.measure)
             kept.callback(group.close)
             if spec.cpu_time is not None and group.cpu_time() is None:
@@ -416,14 +421,18 @@ class Container:
             if group.into_fd is not None:
                 cgroup = len(fds)
                 fds.append(group.into_fd)
-            flags = (_native.HOLD if capture else _native.WANT_START) | (0 if group.present else _native.OWN_PIDNS)
+            flags = (_native.HOLD if capture else _native.WANT_START) | (
+                0 if group.present else _native.OWN_PIDNS
+            )
             joined = templates.joining(len(group.join_fds))
             process = Process(
                 self, spec, number=number, status_fd=status, group=group, ops=joined.ops, kept=kept
             )
             try:
                 self._processes[number] = process
-                launched.control.exec(joined.encode(spec.args), fds, number=number, flags=flags, cgroup=cgroup)
+                launched.control.exec(
+                    joined.encode(spec.args), fds, number=number, flags=flags, cgroup=cgroup
+                )
             except BaseException:
                 self._forget(number)
                 process._status_fd = -1
@@ -499,7 +508,9 @@ class Container:
         launched = self._running("stats", paused=True)
         wall = (time.monotonic_ns() - self._started) / 1e9
         usage = launched.group.read()
-        return evolve(usage, wall_time=wall, sources={**usage.sources, "wall_time": "clock_gettime(CLOCK_MONOTONIC)"})
+        return evolve(
+            usage, wall_time=wall, sources={**usage.sources, "wall_time": "clock_gettime(CLOCK_MONOTONIC)"}
+        )
 
     def explain(self) -> str:
         """Return the plan in order, op by op, with paths and values; works before the start too."""

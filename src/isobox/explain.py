@@ -31,7 +31,11 @@ def explain(spec: ContainerSpec, ops: list[Op], launched: Launched | None) -> st
             lines += [f"uid map     {i} -> {o}, {n} ids" for i, o, n in launched.id_map.uid_lines]
             lines += [f"gid map     {i} -> {o}, {n} ids" for i, o, n in launched.id_map.gid_lines]
         lines += [f"cgroup      {path}" for path in launched.group.paths]
-    lines += ["", "clone3 (CLONE_VM, CLONE_VFORK and new namespaces), execveat of isobox-init; then, inside:", ""]
+    lines += [
+        "",
+        "clone3 (CLONE_VM, CLONE_VFORK and new namespaces), execveat of isobox-init; then, inside:",
+        "",
+    ]
     width = len(str(len(ops)))
     lines += [f"{number:>{width}}  {describe(op)}" for number, op in enumerate(ops, 1)]
     return "\n".join(lines) + "\n"

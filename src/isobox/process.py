@@ -7,6 +7,7 @@ Process made by `popen` with a limit in time has a thread that does this whether
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal as signals
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from .container import Container
 
 _END_SECONDS: Final = 10.0
-"""How long a killed program may take to be gone; uninterruptible sleep in the kernel is all that takes long."""
+"""How long a killed program may take to be gone: longer only in the kernel's uninterruptible sleep."""
 
 _WALL_PER_CPU_SECONDS: Final = 30.0
 """A CPU time limit implies a wall-clock limit this much above it: a sleeping program uses no CPU time."""
@@ -119,7 +120,10 @@ class Process:
             raw = os.fdopen(fd, "wb" if writes else "rb", 0 if writes and not spec.text else -1)
             files.append(
                 io.TextIOWrapper(
-                    raw, encoding=spec.encoding or "utf-8", errors=spec.errors or "replace", write_through=writes
+                    raw,
+                    encoding=spec.encoding or "utf-8",
+                    errors=spec.errors or "replace",
+                    write_through=writes,
                 )
                 if spec.text
                 else raw
@@ -149,7 +153,7 @@ class Process:
     def _wait_in_guard(self) -> None:
         try:
             self._supervise(_native.Pump(self._status_fd), -1)
-        except BaseException as error:  # for the thread that waits: this one has nobody to tell
+        except BaseException as error:  # noqa: BLE001 - for the thread that waits: this one has nobody to tell
             self._failure = error
             self._ended.set()
 
@@ -281,10 +285,9 @@ class Process:
             except CgroupError:
                 if not self._container._init_ended():
                     raise
-        if reply is not None:
-            if pump.run() == _native.PUMP_LIMIT:  # what the last ones wrote
-                self._truncated = True
-                self._reason = self._reason or "output-limit"
+        if reply is not None and pump.run() == _native.PUMP_LIMIT:  # what the last ones wrote
+            self._truncated = True
+            self._reason = self._reason or "output-limit"
         self._output = (pump.output(0), pump.output(1))
         if reply is not None and reply.kind == _native.FAILED:
             self._release(pump)
@@ -415,14 +418,15 @@ class Process:
             return self._output
         encoding, errors = self._spec.encoding or "utf-8", self._spec.errors or "replace"
         out, err = (data.decode(encoding, errors) for data in self._output)
-        return tuple(t.replace("\r\n", "\n").replace("\r", "\n") for t in (out, err))
+        return _newlines(out), _newlines(err)
 
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program (not to what it started); nothing happens if it has ended."""
         number = int(signals.Signals(signal))
-        if self.returncode is None and self._container._control.signal(self._number, number):
-            if number == signals.SIGKILL and self._reason is None:
-                self._reason = "killed"
+        if self.returncode is not None or not self._container._control.signal(self._number, number):
+            return
+        if number == signals.SIGKILL and self._reason is None:
+            self._reason = "killed"
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -439,7 +443,7 @@ class Process:
         resize(self._terminal, rows, columns)
 
     def result(self) -> Result[Any]:
-        """Return the whole Result; waits if it has not ended. stdout and stderr are those of `communicate`."""
+        """Wait and return the whole Result; its stdout and stderr are those of `communicate`."""
         self.wait()
         assert self.returncode is not None and self._reason is not None and self._usage is not None
         out, err = self._decoded()
@@ -447,15 +451,16 @@ class Process:
 
     def close(self) -> None:
         """Close the streams and, once it has ended, the descriptor of `fileno`."""
-        for file in (self.stdin, self.stdout, self.stderr):
-            if file is not None:
-                try:
-                    file.close()
-                except BrokenPipeError:
-                    pass
+        self._close_streams()
         if self._ended.is_set() and self._status_fd >= 0:
             os.close(self._status_fd)
             self._status_fd = -1
+
+    def _close_streams(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    file.close()
 
     def __enter__(self) -> Process:
         return self
@@ -466,12 +471,7 @@ class Process:
         """Close the streams, wait for the end; where an exception passes through, kill it first."""
         if kind is not None:
             self.kill()
-        for file in (self.stdin, self.stdout, self.stderr):
-            if file is not None:
-                try:
-                    file.close()
-                except BrokenPipeError:
-                    pass
+        self._close_streams()
         self.wait()
         self.close()
 
@@ -483,6 +483,10 @@ class Process:
             warnings.warn(f"{self!r} was never waited for", ResourceWarning, source=self, stacklevel=2)
         os.close(status)
         self._status_fd = -1
+
+
+def _newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 class _Reader:
@@ -517,7 +521,9 @@ class _Reader:
             # The guard or this thread enforces limits; this thread only moves bytes meanwhile.
             step = deadline
             if process._guard is None:
-                step = min([t for t in (deadline, process._wall_deadline, process._cpu_check) if t >= 0], default=-1)
+                step = min(
+                    [t for t in (deadline, process._wall_deadline, process._cpu_check) if t >= 0], default=-1
+                )
             event = self._pump.run(step)
             if event == _native.PUMP_LIMIT:
                 process._truncated = True

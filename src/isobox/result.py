@@ -73,7 +73,9 @@ class Result(Generic[Output]):
         elif self.reason == "killed":
             text = f"{program} was killed by the caller"
         else:
-            text = f"{program} passed its {'CPU time' if self.reason == 'cpu-timeout' else 'wall-clock'} limit"
+            text = (
+                f"{program} passed its {'CPU time' if self.reason == 'cpu-timeout' else 'wall-clock'} limit"
+            )
         tail = self.stderr[-400:]
         shown = tail.decode("utf-8", "replace") if isinstance(tail, bytes) else tail
         # What a program inside wrote may hold terminal escapes: nothing of it reaches a terminal raw.

@@ -84,7 +84,7 @@ class Shared:
                     os.close(fd)
 
     def close(self) -> None:
-        """At exit: remove the cgroups; the owner closes itself. Idempotent: a number closed twice is another's."""
+        """Remove the cgroups, at exit; the owner closes itself. Idempotent."""
         global _current
         if _current is self:
             _current = None
@@ -143,7 +143,7 @@ class Shared:
 
 
 def _make_device_tree(extra: Sequence[str], owner: tuple[int, int]) -> int:
-    """A read-only tmpfs with the nodes, links and mount points of /dev; device nodes work on it all the same."""
+    """A read-only tmpfs with the nodes, links and mount points of /dev; its devices work all the same."""
     fd = _native.new_tmpfs(65536, 0o755)
     try:
         for name, (major, minor) in DEVICES.items():

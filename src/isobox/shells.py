@@ -25,7 +25,7 @@ from .control import Control
 from .errors import IsoboxError, SetupError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
-from .plan.ops import Op, encode
+from .plan.ops import Op
 from .plan.setup import Shape, prepare_plan
 from .rootfs.layers import Rootfs
 
@@ -133,12 +133,14 @@ def idmapped(fd: int, userns_fd: int, *, recursive: bool, what: str) -> None:
             raise
         raise UnsupportedError(
             f"owners of {what}",
-            "the file system or the kernel has no idmapped mounts, so root inside would own none of its files",
+            "its file system or the kernel has no idmapped mounts, so root inside would own no file of it",
             "put it on ext4, xfs or btrfs (Linux 5.19), mount it read-only, or use userns='host'",
         ) from None
 
 
-def _shape(wanted: Wanted, shared: Shared, id_map: IdMap | None, pid: int, table: Descriptors | None) -> Shape:
+def _shape(
+    wanted: Wanted, shared: Shared, id_map: IdMap | None, pid: int, table: Descriptors | None
+) -> Shape:
     """Gather what the plan needs; with a table, make the detached copies that root may make."""
     layer_fds: dict[int, Sequence[int]] = {}
     dev_fd = disk_fd = None

@@ -167,7 +167,9 @@ def _rlimits(spec: ContainerSpec, group: Group) -> dict[int, tuple[int, int]]:
         most = resource.getrlimit(number)[1]
         if most != resource.RLIM_INFINITY and not 0 <= hard <= most:
             raise UnsupportedError(
-                f"rlimits[{name!r}]", f"{hard} is above this process's own hard limit, {most}", f"ulimit -H: {name}"
+                f"rlimits[{name!r}]",
+                f"{hard} is above this process's own hard limit, {most}",
+                f"ulimit -H: {name}",
             )
         found[number] = (soft, hard)
     if "pids" in group.degraded and spec.limits.pids is not None:
@@ -209,7 +211,9 @@ def _place(mount: Mount, shared: Shared, userns_fd: int, table: Descriptors | No
     return Placed(mount, not stat.S_ISDIR(found.st_mode), tree)
 
 
-def _placed(spec: ContainerSpec, shared: Shared, shell: Shell | None, table: Descriptors | None) -> list[Placed]:
+def _placed(
+    spec: ContainerSpec, shared: Shared, shell: Shell | None, table: Descriptors | None
+) -> list[Placed]:
     if not spec.mounts:
         return []
     userns_fd = -1
@@ -250,7 +254,9 @@ def _own_plan(
             views=views(spec.limits, sorted(cpus or allowed)),
             cpus=None if cpus is None else frozenset(cpus),
             bounding=mask,
-            read_only=[tree.target for tree in rootfs.trees if tree.kind == "overlay"] if spec.read_only else (),
+            read_only=[tree.target for tree in rootfs.trees if tree.kind == "overlay"]
+            if spec.read_only
+            else (),
             stage=shared.stage,
             masked=masked,
             protected=protected,
@@ -283,5 +289,7 @@ def exec_error(ops: Sequence[Op], reply: _native.Reply, program: str) -> Excepti
             return ExecError(number, f"workdir {text}", stage="exec", op="chdir", hint=hint("CHDIR", number))
         if op.name == "IDS" and number == errno.EINVAL:
             return SpecError("user", op.args[0], "an id that exists in the container (see idmap)")
-        return ExecError(number, describe(op), stage="exec", op=op.name.lower(), hint=hint(op.name, number, op))
+        return ExecError(
+            number, describe(op), stage="exec", op=op.name.lower(), hint=hint(op.name, number, op)
+        )
     return ExecError(number, program, stage="exec", op="clone3", hint=hint("clone", number))

@@ -29,7 +29,7 @@ _null: dict[int, int] = {}
 
 @define
 class Streams:
-    """`inside`: descriptors for the program's 0, 1, 2; `outside`: our ends of pipes, -1 where there is none."""
+    """`inside`: descriptors for the program's 0, 1, 2; `outside`: our ends of pipes, or -1."""
 
     inside: tuple[int, int, int]
     outside: tuple[int, int, int]

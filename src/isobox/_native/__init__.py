@@ -260,5 +260,5 @@ def new_tmpfs(size: int, mode: int) -> int:
 
 
 def openat2(dir_fd: int, path: str | bytes, flags: int, mode: int = 0, *, resolve: int) -> int:
-    """See openat2(2). The descriptor is close-on-exec."""
+    """Open a path below a directory by the rules of openat2(2); close-on-exec."""
     return _check(_lib.isobox_openat2(dir_fd, os.fsencode(path), flags, mode, resolve), path)

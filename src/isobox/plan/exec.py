@@ -44,8 +44,10 @@ def exec_ops(
     ops.append(make("SESSION", note="of its own"))
     if tty:
         ops.append(make("TERMINAL", user.uid, note="controlling terminal"))
-    ops += [make("RLIMIT", number, soft & (2**63 - 1) if soft < 2**63 else -1, hard if hard < 2**63 else -1)
-            for number, (soft, hard) in rlimits.items()]
+    ops += [
+        make("RLIMIT", number, soft & (2**63 - 1) if soft < 2**63 else -1, hard if hard < 2**63 else -1)
+        for number, (soft, hard) in rlimits.items()
+    ]
     # isobox-init is uid 0 without groups, in "/", with no_new_privs and a bounding set: what it hands on
     # as it is costs nothing here. A root program's capabilities are the bounding set (capabilities(7)).
     if user != User(user.uid, 0, (), user.home) and groups_allowed:

@@ -29,7 +29,14 @@ MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
 HOST_PATH: Final = 0
 BELOW_ROOT: Final = 1
 
-DEVICES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+DEVICES: Final = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
 """The usual device nodes of a container: name → (major, minor); see runtime-spec, "Default Devices"."""
 
 DEVICE_LINKS: Final = {
@@ -102,7 +109,9 @@ class _Stage:
     made: set[str] = field(factory=set)
 
     def add(self, name: str, *args: int, strings: tuple[str | bytes, ...] = (), note: str = "") -> None:
-        encoded = tuple(text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in strings)
+        encoded = tuple(
+            text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in strings
+        )
         self.ops.append(make(name, *args, strings=encoded, note=note))
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
@@ -115,7 +124,9 @@ class _Stage:
         self.made.add(path)
         self.add("MKDIR", mode, HOST_PATH, 1, strings=(path,))
 
-    def mount(self, kind: str, options: Mapping[str, str | None], attributes: int, target: str, below: int) -> None:
+    def mount(
+        self, kind: str, options: Mapping[str, str | None], attributes: int, target: str, below: int
+    ) -> None:
         """Make a file system and attach it."""
         self.add("FSOPEN", strings=(kind,))
         for key, value in options.items():
@@ -164,7 +175,7 @@ def setup_plan(setup: Setup) -> list[Op]:
     if setup.cpus is not None:
         stage.add("AFFINITY", strings=(_cpu_mask(setup.cpus),), note=f"cpus {sorted(setup.cpus)}")
     stage.add("BOUNDING", setup.bounding, note=f"keep {setup.bounding:#x}")
-    # Init keeps its capabilities, but none that a program could inherit: root's programs get the bounding set.
+    # Init keeps its capabilities, but none to inherit: root's programs get the bounding set.
     stage.add("CAPABILITIES", -1, note="nothing inheritable, nothing ambient")
     stage.add("NO_NEW_PRIVS", note="set")
     stage.add("DUMPABLE", 0)
@@ -203,13 +214,16 @@ def _owner_of(path: str, trees: Sequence[Tree]) -> int:
 
 
 def _premade(directory: Directory, trees: Sequence[Tree]) -> tuple[int, str] | None:
-    """Where to make a directory before its tree is mounted: hidden ones only, they can't meet anything below."""
+    """Where to make a directory before its tree is mounted: hidden ones only, they meet nothing below."""
     number = _owner_of(directory.path, trees)
     tree = trees[number]
     relative = directory.path[len(tree.target.rstrip("/")) :].lstrip("/")
     if tree.kind != "overlay" or not relative:
         return None
-    if any(relative == hidden or relative.startswith(f"{hidden}/") for hidden in tree.hidden) or not tree.layers:
+    if (
+        any(relative == hidden or relative.startswith(f"{hidden}/") for hidden in tree.hidden)
+        or not tree.layers
+    ):
         return number, relative
     return None
 
@@ -393,5 +407,7 @@ def _mounts(stage: _Stage, setup: Setup) -> None:
         else:
             stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=(mount.source,))
         attributes = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if mount.read_only else 0)
-        stage.add("SETATTR", attributes, 0, AT_RECURSIVE, note="read-only" if mount.read_only else "nosuid, nodev")
+        stage.add(
+            "SETATTR", attributes, 0, AT_RECURSIVE, note="read-only" if mount.read_only else "nosuid, nodev"
+        )
         stage.add("ATTACH", BELOW_ROOT, strings=(mount.target,), note=f"bind of {mount.source}")
