@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal
 
 from ..errors import CgroupError, CleanupError
@@ -56,45 +55,53 @@ def collect(paths: Iterable[str]) -> None:
     """
     failures: list[BaseException] = []
     present = [path for path in dict.fromkeys(paths) if os.path.isdir(path)]
-    # First all kills: one process is in a group of each hierarchy, and keeps every one busy.
-    for remove in (False, True):
+    # One process is in a group of each hierarchy: frozen in one, it does not die in any, and as
+    # long as it lives, it keeps every one busy.
+    for step in (_thaw, _end, _remove):
         for path in present:
             try:
-                _collect(path, remove)
+                _with_tree(path, step)
             except OSError as error:
                 failures.append(error)
     if failures:
         raise CleanupError("groups are left behind", tuple(failures))
 
 
-def _collect(path: str, remove: bool) -> None:
+def _with_tree(path: str, step: Callable[[Directory], None]) -> None:
     version: Literal[1, 2] = 2 if os.path.exists(f"{path}/cgroup.controllers") else 1
     try:
         tree = Tree(version, (), path)
     except FileNotFoundError:
         return
     try:
-        group = Directory(tree, ".")
-        if not remove:
-            for below in group.walk():
-                if os.path.exists(f"{below.path}/{'freezer.state' if version == 1 else 'cgroup.freeze'}"):
-                    with contextlib.suppress(CgroupError):  # v1's own directory at the top has no state
-                        DIALECTS[version].thaw(below)
-            end(group)
-            return
-        deadline = time.monotonic() + _SECONDS
-        pause = 0.001
-        while True:
-            left = [below for below in group.groups() if not remove_all(below)]
-            if not left and _rmdir(path):
-                break
-            if time.monotonic() > deadline:
-                raise CgroupError(errno.EBUSY, f"{path} stays in use", stage="cgroup", op="rmdir")
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.05)
+        step(Directory(tree, "."))
     finally:
         tree.close()
-    _rmdir(os.path.dirname(path))  # still there where another owner has something in it
+
+
+def _thaw(group: Directory) -> None:
+    file = "freezer.state" if group.tree.version == 1 else "cgroup.freeze"
+    for below in group.walk():
+        if os.path.exists(f"{below.path}/{file}"):
+            DIALECTS[group.tree.version].thaw(below)
+
+
+def _end(group: Directory) -> None:
+    end(group)
+
+
+def _remove(group: Directory) -> None:
+    deadline = time.monotonic() + _SECONDS
+    pause = 0.001
+    while True:
+        left = [below for below in group.groups() if not remove_all(below)]
+        if not left and _rmdir(group.path):
+            break
+        if time.monotonic() > deadline:
+            raise CgroupError(errno.EBUSY, f"{group.path} stays in use", stage="cgroup", op="rmdir")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+    _rmdir(os.path.dirname(group.path))  # still there where another owner has something in it
 
 
 def _rmdir(path: str) -> bool:

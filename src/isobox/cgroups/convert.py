@@ -79,7 +79,7 @@ def parse_flat(text: bytes) -> dict[str, int]:
     for line in text.split(b"\n"):
         key, _, value = line.partition(b" ")
         if value.isdigit():
-            values[key.decode()] = int(value)
+            values[key.decode(errors="replace")] = int(value)
     return values
 
 
