@@ -499,7 +499,9 @@ class Container:
     def changes(self) -> list[Change]:
         """Return what the container changed in its root file system, sorted by path."""
         launched = self._running("changes", paused=False)
-        return changes(launched.control, launched.rootfs.trees, launched.rootfs.skeleton)
+        rootfs = launched.rootfs
+        made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
+        return changes(launched.control, rootfs.trees, rootfs.skeleton, made)
 
     # Looking at it
 

@@ -142,7 +142,7 @@ class Control:
 
     def open(self, path: str, flags: int, mode: int = 0o666, *, base: int = 0) -> int:
         """Open as the container's root does; the caller owns the descriptor. Never blocks on a FIFO."""
-        creates = flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0))
+        creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
         fd = self._ask_path(_native.OPEN, path, args=(flags, mode if creates else 0, base))
         if fd < 0:
             raise OSError(errno.EPROTO, "no descriptor came back", path)
