@@ -30,7 +30,7 @@ def command(clean: bool) -> int:
 
 
 def _clean() -> None:
-    from isobox.diagnosis import doctor_clean
+    from isobox.doctor import doctor_clean
 
     found = doctor_clean()
     removed = (
