@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isobox import runtime
 from isobox.errors import SpecError, StateError
@@ -159,6 +161,50 @@ def test_ranges_run_out(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner.close()
     assert other.uid_range() == taken[0]
     other.close()
+
+
+bounds = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(
+    lambda pair: IdRange(pair[0] * 20000, pair[1] * 20000)
+)
+
+
+@given(st.lists(bounds, max_size=6), st.lists(bounds, max_size=8), st.integers(1, 8))
+def test_a_place_for_ranges_is_free_and_found_if_there_is_one(
+    ranges: list[IdRange], taken: list[IdRange], windows: int
+) -> None:
+    found = runtime._gap(tuple(ranges), taken, windows)
+    if found is None:
+        for whole in ranges:
+            for start in range(whole.start, whole.end - COUNT + 1, 1000):
+                assert any(IdRange(start, COUNT).overlaps(entry) for entry in taken)
+        return
+    assert 0 < found.size <= windows * COUNT and found.size % COUNT == 0
+    assert any(whole.start <= found.start and found.end <= whole.end for whole in ranges)
+    assert not any(found.overlaps(entry) for entry in taken)
+
+
+def test_a_name_has_one_holder_whatever_happens(places: Path) -> None:
+    code = """
+got = 0
+print("ready", flush=True); sys.stdin.readline()
+while got < 100:
+    try:
+        owner.name("web")
+    except StateError:
+        continue
+    got += 1
+    os.close(os.open(owner.state + "/held", os.O_CREAT | os.O_EXCL))
+    os.unlink(owner.state + "/held")
+    owner.release_name("web")
+print(got)
+"""
+    with child(code) as first, child(code) as second, child(code) as third:
+        processes = (first, second, third)
+        assert [said(process) for process in processes] == ["ready"] * 3
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        assert [said(process) for process in processes] == ["100"] * 3
 
 
 def test_threads_get_different_ranges_and_directories(owner: Owner) -> None:
@@ -315,6 +361,25 @@ if os.fork() == 0:
         while owner.collect(nothing).owners != (dead,):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_forked_child_collects_its_dead_parent(places: Path) -> None:
+    code = """
+import time
+owner.name("parents")
+if os.fork() == 0:
+    sys.stdin.read()
+    child = Owner()
+    print(child.collect(lambda owner_id: None), flush=True)
+    child.close(); os._exit(0)
+"""
+    with child(code + WAIT) as process:
+        dead = said(process)
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert f"owners=('{dead}',), names=('parents',)" in said(process)
 
 
 @pytest.mark.parametrize("seed", range(3))
