@@ -150,6 +150,7 @@ def executed(bench: Bench) -> Case:
         Subject("subprocess.run", bench.asked(do="subprocess", program=true), 20, "no isolation"),
         Subject("exec, measure=False", bench.asked(do="exec", measure=False), 20),
         Subject("exec, measure=True", bench.asked(do="exec", measure=True), 20),
+        Subject("dynamic program: floor", bench.floored("exec", host=True), 20),
         Subject(
             "dynamic program: subprocess.run", bench.asked(do="subprocess", program=bench.host_program), 20
         ),
