@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
+from typing import TypeVar
 
 from . import _native, cgroups, runtime
 from .host import features
@@ -21,6 +22,23 @@ from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEV
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
 from .shells import Shells, Wanted
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Bounded(dict[Key, Value]):
+    """A cache of at most `most` entries: when full it begins anew."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        if len(self) >= self._most:
+            self.clear()
+        super().__setitem__(key, value)
+
 
 _current: Shared | None = None
 _lock = threading.Lock()
@@ -71,7 +89,8 @@ class Shared:
         self.host_rootfs: Rootfs | None = None
         self._host_paths: tuple[str, ...] = ()
         self._lock = threading.Lock()
-        self._plans: dict[Wanted, tuple[Shape, list[Op], bytes]] = {}
+        self.own_plans = Bounded[tuple[object, ...], tuple[list[Op], bytes]](64)
+        self._plans = Bounded[Wanted, tuple[Shape, list[Op], bytes]](16)
         self.shells = Shells(self)
         atexit.register(self.close)
 
@@ -117,8 +136,6 @@ class Shared:
             return found[1], found[2]
         ops = prepare_plan(shape)
         plan = encode(ops)
-        if len(self._plans) >= 16:
-            self._plans.clear()
         self._plans[wanted] = (shape, ops, plan)
         return ops, plan
 

@@ -23,7 +23,7 @@ from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
 from .plan.ops import Op, describe, encode
-from .plan.setup import Placed, Setup, setup_plan
+from .plan.setup import Placed, Setup, hostname_plan, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
 from .rootfs.tar import unpack
@@ -91,8 +91,8 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
     rlimits = _rlimits(spec, group)
     table = Descriptors(group.join_fds)
     try:
-        ops = _own_plan(spec, shared, rootfs, len(group.join_fds), shell, mask, container_id, table)
-        reply = shell.control.setup(encode(ops), table.fds)
+        ops, plan = _own_plan(spec, shared, rootfs, len(group.join_fds), shell, mask, container_id, table)
+        reply = shell.control.setup(plan, table.fds)
     finally:
         table.close()
     if reply.kind != _native.READY:
@@ -136,7 +136,7 @@ def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
         rootfs = _rootfs(spec, shared, stack)
         wanted = _wanted(spec, shared, rootfs, stack)
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
-        own = _own_plan(spec, shared, rootfs, 0, None, mask, "0" * 12, None)
+        own, _plan = _own_plan(spec, shared, rootfs, 0, None, mask, "0" * 12, None)
         return [*shell_plan(wanted, shared), *own]
 
 
@@ -235,33 +235,42 @@ def _own_plan(
     mask: int,
     container_id: str,
     table: Descriptors | None,
-) -> list[Op]:
-    """The container's own part of the plan; descriptors go into `table`, behind those of the cgroups."""
+) -> tuple[list[Op], bytes]:
+    """The container's own part of the plan; descriptors go into `table`, behind those of the cgroups.
+
+    All but the name and the mounts is the same for containers of the same limits, and made once.
+    """
     allowed = os.sched_getaffinity(0)
-    cpus = visible_cpus(spec.limits, allowed)
-    masked: list[tuple[str, bool]] = []
-    protected: list[str] = []
-    if spec.userns == "host":  # else the user namespace keeps these out of reach
-        masked = [(path, os.path.isdir(path)) for path in paths.MASKED if os.path.exists(path)]
-        protected = [path for path in paths.READ_ONLY if os.path.exists(path)]
-    hostname = spec.hostname or spec.name or container_id
-    return setup_plan(
-        Setup(
-            hostname=hostname if spec.namespaces["uts"] == "private" else None,
+    chosen = visible_cpus(spec.limits, allowed)
+    cpus = None if chosen is None else frozenset(chosen)
+    private_uts = spec.namespaces["uts"] == "private"
+    naming = hostname_plan(spec.hostname or spec.name or container_id) if private_uts else []
+    late = late_namespaces(spec.namespaces)
+    covered = spec.userns == "host"  # else the user namespace keeps the paths out of reach
+    read_only = [tree.target for tree in rootfs.trees if tree.kind == "overlay"] if spec.read_only else ()
+    key = (spec.limits, cpus, frozenset(allowed), joins, mask, late, covered, tuple(read_only))
+    found = None if spec.mounts else shared.own_plans.get(key)
+    if found is None:
+        setup = Setup(
             join_fds=range(joins),
-            late_namespaces=late_namespaces(spec.namespaces),
+            late_namespaces=late,
             mounts=_placed(spec, shared, shell, table),
             views=views(spec.limits, sorted(cpus or allowed)),
-            cpus=None if cpus is None else frozenset(cpus),
+            cpus=cpus,
             bounding=mask,
-            read_only=[tree.target for tree in rootfs.trees if tree.kind == "overlay"]
-            if spec.read_only
-            else (),
+            read_only=read_only,
             stage=shared.stage,
-            masked=masked,
-            protected=protected,
+            masked=[(path, os.path.isdir(path)) for path in paths.MASKED if os.path.exists(path)]
+            if covered
+            else (),
+            protected=[path for path in paths.READ_ONLY if os.path.exists(path)] if covered else (),
         )
-    )
+        ops = setup_plan(setup)
+        found = (ops, encode(ops))
+        if not spec.mounts:
+            shared.own_plans[key] = found
+    ops, plan = found
+    return [*naming, *ops], encode(naming) + plan
 
 
 def _setup_error(ops: Sequence[Op], reply: _native.Reply, group: Group) -> SetupError:

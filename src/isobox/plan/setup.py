@@ -85,9 +85,8 @@ class Shape:
 
 @frozen
 class Setup:
-    """What the second part is made from: this container's own."""
+    """What the second part is made from: the container's own, but its name (`hostname_plan`)."""
 
-    hostname: str | None
     join_fds: Sequence[int]
     late_namespaces: int
     mounts: Sequence[Placed]
@@ -156,6 +155,11 @@ def prepare_plan(shape: Shape) -> list[Op]:
     return stage.ops
 
 
+def hostname_plan(hostname: str) -> list[Op]:
+    """Return the ops that name a container: apart, so that the rest serves many."""
+    return [make("HOSTNAME", strings=(hostname.encode(),))]
+
+
 def setup_plan(setup: Setup) -> list[Op]:
     """Return the ops that make one container of what `prepare_plan` left."""
     stage = _Stage(setup.stage)
@@ -163,8 +167,6 @@ def setup_plan(setup: Setup) -> list[Op]:
         stage.add("JOIN_CGROUP", place, note=f"descriptor {place}")
     if setup.late_namespaces:
         stage.add("UNSHARE", setup.late_namespaces, note="cgroup and time namespaces")
-    if setup.hostname is not None:
-        stage.add("HOSTNAME", strings=(setup.hostname,))
     _covers(stage, setup)
     _views(stage, setup)
     _mounts(stage, setup)
