@@ -52,13 +52,14 @@ _HINTS: dict[tuple[str, int], str] = {
 _ATTACH_MOUNTS: dict[int, str] = {
     errno.EPERM: (
         "The kernel refuses a new /proc or /sys where the one around it is partly hidden "
-        "(inside Docker or Kubernetes): run that outer container with /proc unmasked (--security-opt systempaths=unconfined)"
+        "(inside Docker or Kubernetes): run that outer container with /proc unmasked "
+        "(--security-opt systempaths=unconfined)"
     ),
     errno.ENOENT: "The target is not in the image, and could not be made",
     errno.ELOOP: "A layer lies inside another, or a path has too many symlinks",
     errno.ENOTDIR: "A file can only be mounted on a file, a directory on a directory",
     errno.EROFS: "The place for it is on a read-only file system: make the target in the image",
-    errno.EACCES: "The container's root may not write there: choose a target that it may make, or make it first",
+    errno.EACCES: "The container's root may not write there: choose another target, or make it first",
     errno.EINVAL: "The kernel refuses the file system or an option of it: see 'isobox doctor'",
     errno.ENODEV: "The kernel has no such file system",
 }

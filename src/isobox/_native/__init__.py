@@ -257,8 +257,3 @@ def mount_setattr(fd: int, attributes: int, *, recursive: bool = False, userns_f
 def new_tmpfs(size: int, mode: int) -> int:
     """Return a detached tmpfs of at most `size` bytes; its root directory has `mode`."""
     return _check(_lib.isobox_new_tmpfs(b"%d" % size, b"%o" % mode))
-
-
-def openat2(dir_fd: int, path: str | bytes, flags: int, mode: int = 0, *, resolve: int) -> int:
-    """Open a path below a directory by the rules of openat2(2); close-on-exec."""
-    return _check(_lib.isobox_openat2(dir_fd, os.fsencode(path), flags, mode, resolve), path)

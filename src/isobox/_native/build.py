@@ -13,6 +13,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 
+
 def declarations() -> str:
     """The two headers without the preprocessor's lines and comments, which cffi does not read."""
     text = "".join((HERE / name).read_text(encoding="ascii") for name in ("isobox.h", "extension.h"))
@@ -22,7 +23,12 @@ def declarations() -> str:
 
 SANITIZE = os.environ.get("ISOBOX_SANITIZE") == "1"
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"]
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-g",
+    "-fno-omit-frame-pointer",
+]
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())

@@ -482,11 +482,3 @@ int isobox_new_tmpfs(const char *size, const char *mode)
     close(context);
     return fd < 0 ? -error : fd;
 }
-
-int isobox_openat2(int dirfd, const char *path, unsigned long long flags, unsigned long long mode,
-                   unsigned long long resolve)
-{
-    struct isobox_open_how how = {flags | O_CLOEXEC, mode, resolve};
-    int fd = (int)syscall(__NR_openat2, dirfd, path, &how, sizeof how);
-    return fd < 0 ? -errno : fd;
-}

@@ -15,7 +15,5 @@ void isobox_pump_close(struct isobox_pump *pump);
 int isobox_clone_tree(int dirfd, const char *path, int recursive);
 int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int userns_fd);
 int isobox_new_tmpfs(const char *size, const char *mode);
-int isobox_openat2(int dirfd, const char *path, unsigned long long flags, unsigned long long mode,
-                   unsigned long long resolve);
 
 #endif

@@ -93,12 +93,10 @@ enum isobox_op_code {
     ISOBOX_OP_DUMPABLE = 31,       /* arg0 */
     ISOBOX_OP_SESSION = 32,        /* setsid */
     ISOBOX_OP_TERMINAL = 33,       /* descriptor 0 becomes the controlling terminal; arg0: uid */
-    ISOBOX_OP_OOM_SCORE = 34,      /* str0: the text for oom_score_adj */
+    ISOBOX_OP_OOM_SCORE = 34,      /* str0: the text for oom_score_adj; a wish, its failure is none */
     ISOBOX_OP_STREAMS = 35,        /* arg0..2: indices for stdin, stdout, stderr */
-    ISOBOX_OP_KEEP_CAPS = 36,      /* arg0: PR_SET_KEEPCAPS */
-    ISOBOX_OP_EXEC = 37,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
-    ISOBOX_OP_MKNOD = 38,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
-    ISOBOX_OP_SETNS = 39,          /* arg0: index of a descriptor, arg1: CLONE_NEW* */
+    ISOBOX_OP_EXEC = 36,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
+    ISOBOX_OP_MKNOD = 37,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
 };
 
 /* Every answer of isobox-init, on the control socket and on an exec's status pipe. */

@@ -42,6 +42,8 @@ def exec_ops(
     ops = [make("JOIN_CGROUP", FIRST_JOIN_FD + number) for number in range(joins)]
     ops.append(make("STREAMS", STDIN_FD, STDOUT_FD, STDERR_FD, note="stdin, stdout, stderr"))
     ops.append(make("SESSION", note="of its own"))
+    # When memory runs out, a program goes before isobox-init, which would take all with it.
+    ops.append(make("OOM_SCORE", strings=(b"100",)))
     if tty:
         ops.append(make("TERMINAL", user.uid, note="controlling terminal"))
     ops += [
