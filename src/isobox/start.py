@@ -193,7 +193,7 @@ def _place(mount: Mount, shared: Shared, userns_fd: int, table: Descriptors | No
     except OSError as error:
         raise SetupError(
             error.errno or errno.EIO,
-            f"mounts: source {mount.source}",
+            f"source {mount.source}",
             stage="mounts",
             op="stat",
             hint="Give a path that exists on the host",

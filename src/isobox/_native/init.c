@@ -622,6 +622,7 @@ __attribute__((noreturn, used)) void isobox_main(void)
 {
     const uint64_t child = 1ull << (SIGCHLD_ - 1);
     reset_signals();
+    SYS0(__NR_setsid); /* the host program's terminal is none of ours */
     for (int fd = 0; fd <= ISOBOX_FD_OWNER; fd++)
         set_cloexec(fd);
     long opened = SYS4(__NR_signalfd4, -1, &child, sizeof child, O_CLOEXEC_ | O_NONBLOCK_);
