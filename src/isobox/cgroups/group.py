@@ -302,7 +302,9 @@ class Group:
                 top,
                 thaw=self.thaw if self._frozen else None,
                 unthrottle=unthrottle if container.limits.cpu else None,
-                timeout=0.0 if container._frozen and not self._frozen else timeout,
+                timeout=0.0
+                if top.tree.version == 1 and container._frozen and container is not self
+                else timeout,
             )
         finally:
             if lifted:
@@ -416,16 +418,13 @@ class Group:
         return reading.usage()
 
     def _read_throttled(self, reading: Reading) -> None:
-        """On v1 an exec has no cpu group: its container's counts, from the exec's start on."""
-        own = self._at("cpu")
-        at = own if own is not None or self._parent is None else self._parent._at("cpu")
-        if at is None:
-            return
-        found = DIALECTS[at.tree.version].throttled(at)
+        """An exec is held back with its container, whose counts it has from its start on."""
+        at = (self._parent or self)._at("cpu")
+        found = None if at is None else DIALECTS[at.tree.version].throttled(at)
         if found is None:
             return
         periods, seconds = found
-        if at is not own:
+        if self._parent is not None:
             if self._throttled is not None:
                 periods, seconds = periods - self._throttled[0], seconds - self._throttled[1]
             elif periods:
@@ -433,7 +432,7 @@ class Group:
         reading.add("throttled_periods", periods, "cpu.stat")
         reading.add("throttled_time", seconds, "cpu.stat")
         if periods:
-            whose = "" if at is own else ", counted for the whole container"
+            whose = "" if self._parent is None else ", counted for the whole container"
             reading.notes.append(f"the CPU was throttled for {seconds:.3f} s in {periods} periods{whose}")
 
     # The end
