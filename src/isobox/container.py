@@ -27,7 +27,7 @@ from .errors import CgroupError, CleanupError, SpecError, StateError, Unsupporte
 from .explain import explain
 from .options import PROGRAM_NAMES, ContainerOptions, ExecOptions, Path, ProgramOptions
 from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops
-from .process import Process
+from .process import Process, encode_input
 from .result import Result
 from .rootfs.changes import Change, changes
 from .rootfs.views import views, visible_cpus
@@ -152,7 +152,7 @@ class Container:
             if self._state != "created":
                 raise StateError(f"start: the container is {self._state}; make a new one")
             self._shared = shared()
-            self._id = make_id(self._shared)
+            self._id = make_id()
             with ExitStack() as stack:
                 self._launched = launch(self._spec, self._shared, self._id, stack)
                 self._stack = stack.pop_all()
@@ -361,8 +361,8 @@ class Container:
             raise SpecError("input", data, "none where stdin is given")
         if data is not None or options.get("tty"):
             options["stdin"] = PIPE
-        process, streams = self._launch_program(args, options, capture=True)
-        process._run(streams, process._encoded(data))
+        process, streams = self._launch_program(args, options, capture=True, data=data)
+        process._run(streams)
         result = process.result()
         return result.check() if check else result
 
@@ -385,7 +385,9 @@ class Container:
         process._guard_limits()
         return process
 
-    def _launch_program(self, args: Args, options: Any, *, capture: bool) -> tuple[Process, Any]:
+    def _launch_program(
+        self, args: Args, options: Any, *, capture: bool, data: object = None
+    ) -> tuple[Process, Any]:
         launched = self._launched
         if launched is None or self._state != "running" or self._pid != os.getpid():
             launched = self._running("exec")  # says what is wrong; an init that is gone is met when sending
@@ -394,6 +396,7 @@ class Container:
         stderr = options.pop("stderr", PIPE)
         _known(options, PROGRAM_NAMES)
         spec = ExecSpec.make(args, **options)
+        encoded = encode_input(data, spec)  # before anything runs: it may be of the wrong kind
         with ExitStack() as kept, ExitStack() as lent:
             templates = self._template(launched, spec)
             if spec.tty:
@@ -426,7 +429,7 @@ class Container:
             )
             joined = templates.joining(len(group.join_fds))
             process = Process(
-                self, spec, number=number, status_fd=status, group=group, ops=joined.ops, kept=kept
+                self, spec, number=number, status_fd=status, group=group, ops=joined.ops, kept=kept, data=encoded
             )
             try:
                 self._processes[number] = process

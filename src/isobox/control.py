@@ -14,7 +14,8 @@ import threading
 from collections.abc import Sequence
 
 from . import _native
-from .errors import StateError
+from .errors import ExecError, StateError
+from .hints import hint
 from .plan.ops import encode_request
 
 REPLY_TIMEOUT_MS = 10_000
@@ -91,7 +92,8 @@ class Control:
             _native.send(self._fd, head + payload, fds)
             return
         if size > _native.PAYLOAD_MAX:
-            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+            what = f"{size} bytes of arguments and environment"
+            raise ExecError(errno.E2BIG, what, stage="exec", op="execve", hint=hint("EXEC", errno.E2BIG))
         memfd = os.memfd_create("isobox-plan")
         try:
             view = memoryview(payload)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -291,6 +290,8 @@ def newuidmap_programs() -> tuple[str, str] | None:
     They must be setuid root or carry file capabilities, and this process must be allowed to
     gain privileges by exec. Looked up once.
     """
+    import shutil  # not before it is needed: it brings much along
+
     paths = (shutil.which("newuidmap"), shutil.which("newgidmap"))
     if not paths[0] or not paths[1] or not all(_privileged(path) for path in paths if path):
         return None

@@ -66,6 +66,7 @@ class Process:
         group: Group,
         ops: Sequence[Op],
         kept: ExitStack,
+        data: bytes = b"",
     ) -> None:
         self.args: tuple[str, ...] = tuple(map(os.fsdecode, spec.args))
         self.returncode: int | None = None
@@ -79,6 +80,7 @@ class Process:
         self._group = group
         self._ops = ops
         self._kept = kept
+        self._data = data
         self._began = time.monotonic_ns()
         self._reason: Reason | None = None
         self._truncated = False
@@ -159,8 +161,9 @@ class Process:
 
     # Waiting
 
-    def _run(self, streams: Streams, data: bytes) -> None:
+    def _run(self, streams: Streams) -> None:
         """Feed, capture and wait in one go, for `Container.exec`."""
+        data = self._data
         stdin, stdout, stderr = streams.outside
         if self._spec.tty and not data:
             os.close(stdin)  # the terminal's one master is read; nothing will be typed
@@ -396,22 +399,10 @@ class Process:
 
     def _reader(self, input: bytes | str | None) -> _Reader:
         if self._reader_state is None:
-            self._reader_state = _Reader(self, self._encoded(input))
+            self._reader_state = _Reader(self, encode_input(input, self._spec))
         elif input is not None:
             raise SpecError("input", "...", "none when communicate goes on after a time-out")
         return self._reader_state
-
-    def _encoded(self, input: bytes | str | None) -> bytes:
-        spec = self._spec
-        if input is None:
-            return b""
-        if isinstance(input, str):
-            if not spec.text:
-                raise SpecError("input", input, "bytes, or text=True")
-            return input.encode(spec.encoding or "utf-8", "strict")
-        if spec.text:
-            raise SpecError("input", input, "str where text=True")
-        return bytes(input)
 
     def _decoded(self) -> tuple[Any, Any]:
         if not self._spec.text:
@@ -487,6 +478,23 @@ class Process:
 
 def _newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def encode_input(data: object, spec: ExecSpec) -> bytes:
+    """Return what goes to a program's stdin: b"" for None. Raises `SpecError`."""
+    if data is None:
+        return b""
+    if spec.text:
+        if not isinstance(data, str):
+            raise SpecError("input", data, "str where text=True")
+        encoding = spec.encoding or "utf-8"
+        try:
+            return data.encode(encoding)
+        except UnicodeEncodeError:
+            raise SpecError("input", data, f"text that can be encoded as {encoding}") from None
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise SpecError("input", data, "bytes, or str with text=True")
+    return bytes(data)
 
 
 class _Reader:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import secrets
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,9 +67,9 @@ class Launched:
         return self.shell.id_map
 
 
-def make_id(shared: Shared) -> str:
+def make_id() -> str:
     """Return twelve hex digits, unlike any other container's of this machine for all practical purposes."""
-    return secrets.token_hex(6)
+    return os.urandom(6).hex()
 
 
 def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack) -> Launched:

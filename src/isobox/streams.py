@@ -46,12 +46,15 @@ def _devnull() -> int:
 def _descriptor(stream: object, field: str) -> int:
     if isinstance(stream, bool) or not (isinstance(stream, int) or hasattr(stream, "fileno")):
         raise SpecError(field, stream, "PIPE, DEVNULL, STDOUT (stderr only), a file, a descriptor, or None")
-    fd = stream if isinstance(stream, int) else stream.fileno()
+    try:
+        fd = stream if isinstance(stream, int) else stream.fileno()
+    except (OSError, ValueError):  # closed, or one in memory
+        raise SpecError(field, stream, "an open file that has a descriptor") from None
     if not isinstance(fd, int) or fd < 0:
         raise SpecError(field, stream, "an open file")
     try:
         os.fstat(fd)
-    except OSError:
+    except (OSError, OverflowError):
         raise SpecError(field, stream, "an open descriptor") from None
     return fd
 

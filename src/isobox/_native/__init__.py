@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 _compiled: Any = import_module("isobox._native._isobox")
 _ffi: Any = _compiled.ffi
 _lib: Any = _compiled.lib
 
-INIT_PROGRAM: Final = Path(__file__).with_name("isobox-init")
+INIT_PROGRAM: Final = os.path.join(os.path.dirname(__file__), "isobox-init")
 """The static program that is every container's PID 1."""
 
 MESSAGE_MAX: Final[int] = _lib.ISOBOX_MESSAGE_MAX
@@ -95,7 +94,8 @@ def _check(result: int, path: str | bytes | None = None) -> int:
 
 def init_memfd(mode: int) -> int:
     """isobox-init in a sealed memfd with these permission bits; the caller owns the descriptor."""
-    program = INIT_PROGRAM.read_bytes()
+    with open(INIT_PROGRAM, "rb") as file:
+        program = file.read()
     return _check(_lib.isobox_init_memfd(_ffi.from_buffer(program), len(program), mode))
 
 
