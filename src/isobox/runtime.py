@@ -498,7 +498,7 @@ def _gap(ranges: tuple[IdRange, ...], taken: list[IdRange], windows: int) -> IdR
             fitting = min((entry.start - at) // COUNT, windows)
             if fitting > 0:
                 return IdRange(at, fitting * COUNT)
-            at = max(at, entry.end)
+            at = entry.end
     return None
 
 

@@ -370,8 +370,10 @@ owner.name("parents")
 if os.fork() == 0:
     sys.stdin.read()
     child = Owner()
-    print(child.collect(lambda owner_id: None), flush=True)
-    child.close(); os._exit(0)
+    found = child.collect(lambda owner_id: None)
+    child.close()
+    print(found, flush=True)
+    os._exit(0)
 """
     with child(code + WAIT) as process:
         dead = said(process)
