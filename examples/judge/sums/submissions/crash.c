@@ -1,0 +1,5 @@
+int main(void)
+{
+    volatile int *nothing = 0;
+    return *nothing;
+}
