@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from . import _native, cgroups, runtime
@@ -21,7 +21,6 @@ from .plan.ops import Op, encode
 from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES, Shape, prepare_plan
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
-from .shells import Shells, Wanted
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -88,10 +87,10 @@ class Shared:
         self._clonable = True
         self.host_rootfs: Rootfs | None = None
         self._host_paths: tuple[str, ...] = ()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.own_plans = Bounded[tuple[object, ...], tuple[list[Op], bytes]](64)
-        self._plans = Bounded[Wanted, tuple[Shape, list[Op], bytes]](16)
-        self.shells = Shells(self)
+        self._plans = Bounded[Hashable, tuple[Shape, list[Op], bytes]](16)
+        self.before_close: list[Callable[[], object]] = []
         atexit.register(self.close)
 
     def abandon(self) -> None:
@@ -108,8 +107,9 @@ class Shared:
         if _current is self:
             _current = None
         atexit.unregister(self.close)
-        self.shells.close()
-        with self._lock:
+        for close in self.before_close:
+            close()
+        with self.lock:
             fds, self.owner_fd, self.init_fd, self._device_fd = (
                 (self.owner_fd, self.init_fd, self._device_fd), -1, -1, None
             )  # fmt: skip
@@ -123,20 +123,20 @@ class Shared:
     def host_image(self) -> Rootfs:
         """Describe the host image; anew when sys.path has changed."""
         paths = python_paths()
-        with self._lock:
+        with self.lock:
             if self.host_rootfs is None or paths != self._host_paths:
                 self.host_rootfs = host_image(root=self.root, state_dir=self.owner.state, python_paths=paths)
                 self._host_paths = paths
             return self.host_rootfs
 
-    def prepared(self, wanted: Wanted, shape: Shape) -> tuple[list[Op], bytes]:
+    def prepared(self, kind: Hashable, shape: Shape) -> tuple[list[Op], bytes]:
         """Return the plan of a shell and its bytes; made once for all shells of a kind."""
-        found = self._plans.get(wanted)
+        found = self._plans.get(kind)
         if found is not None and found[0] == shape:
             return found[1], found[2]
         ops = prepare_plan(shape)
         plan = encode(ops)
-        self._plans[wanted] = (shape, ops, plan)
+        self._plans[kind] = (shape, ops, plan)
         return ops, plan
 
     def device_tree(self, extra: Sequence[str], owner: tuple[int, int]) -> int | None:
@@ -147,7 +147,7 @@ class Shared:
             return _make_device_tree(extra, owner)
         if not self._clonable:
             return _make_device_tree((), (0, 0))
-        with self._lock:
+        with self.lock:
             if self._device_fd is None:
                 self._device_fd = _make_device_tree((), (0, 0))
         try:

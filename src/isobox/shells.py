@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attrs import define, field, frozen
 
@@ -28,9 +28,7 @@ from .idmap import IdMap
 from .plan.ops import Op
 from .plan.setup import Shape, prepare_plan
 from .rootfs.layers import Rootfs
-
-if TYPE_CHECKING:
-    from .shared import Shared
+from .shared import Shared
 
 # include/uapi/linux/sched.h and wait.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -243,11 +241,27 @@ def _spawn(flags: int, shared: Shared, control_fd: int) -> tuple[int, int]:
         ) from None
 
 
+_pool: Shells | None = None
+
+
+def shells(shared: Shared) -> Shells:
+    """Those of this process."""
+    global _pool
+    found = _pool
+    if found is None or found.shared is not shared:
+        with shared.lock:
+            found = _pool
+            if found is None or found.shared is not shared:
+                found = _pool = Shells(shared)
+                shared.before_close.append(found.close)
+    return found
+
+
 class Shells:
-    """Those of this process: `take` gives one, ready where one of its kind is."""
+    """Shells that wait: `take` gives one, ready where one of its kind is."""
 
     def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+        self.shared = shared
         self._ready: dict[Wanted, deque[Shell]] = {}
         self._starts: dict[Wanted, int] = {}
         self._changed = threading.Condition()
@@ -257,8 +271,8 @@ class Shells:
 
     def take(self, wanted: Wanted) -> Shell:
         """Return a shell of this kind, the caller's. Raises `SetupError`."""
-        if wanted.disk is not None or wanted.devices or wanted.rootfs is not self._shared.host_rootfs:
-            return make_shell(wanted, self._shared)
+        if wanted.disk is not None or wanted.devices or wanted.rootfs is not self.shared.host_rootfs:
+            return make_shell(wanted, self.shared)
         with self._changed:
             ready = self._ready.get(wanted)
             shell = ready.popleft() if ready else None
@@ -268,7 +282,7 @@ class Shells:
             if count > 1 and wanted not in self._order and not self._closed:
                 self._order.append(wanted)
                 self._wake()
-        return shell or make_shell(wanted, self._shared)
+        return shell or make_shell(wanted, self.shared)
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -299,7 +313,7 @@ class Shells:
 
     def _make(self, wanted: Wanted) -> None:
         try:
-            shell = make_shell(wanted, self._shared)
+            shell = make_shell(wanted, self.shared)
         except (IsoboxError, OSError):
             return  # the next start's own attempt will say it
         with self._changed:

@@ -29,7 +29,7 @@ from .rootfs.tar import unpack
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, paths, seccomp
 from .shared import Shared
-from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan
+from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
 from .spec import ContainerSpec, Mount
 
 
@@ -80,7 +80,7 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
         stack.callback(shared.owner.release_name, spec.name)
     rootfs = _rootfs(spec, shared, stack)
     wanted = _wanted(spec, shared, rootfs, stack)
-    shell = shared.shells.take(wanted)
+    shell = shells(shared).take(wanted)
     stack.callback(shell.close)
     # From here on the shell prepares its root file system by itself; meanwhile, on this side:
     group = shared.groups.container(spec.limits, id=container_id)

@@ -107,26 +107,6 @@ static unsigned char child_stack[STACK_SIZE] __attribute__((aligned(16)));
 static int received[ISOBOX_FDS_MAX];
 static unsigned int received_count;
 
-/* gcc would otherwise see through these loops and call the functions from within themselves. */
-#pragma GCC optimize("no-tree-loop-distribute-patterns")
-
-void *memcpy(void *restrict to, const void *restrict from, size_t size)
-{
-    unsigned char *t = to;
-    const unsigned char *f = from;
-    while (size--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *at, int byte, size_t size)
-{
-    unsigned char *t = at;
-    while (size--)
-        *t++ = (unsigned char)byte;
-    return at;
-}
-
 static void __attribute__((noreturn)) leave(int code)
 {
     for (;;)

@@ -60,6 +60,26 @@ struct decoded {
 int isobox_bases[ISOBOX_BASES_MAX];
 unsigned int isobox_base_count;
 
+/* gcc would otherwise see through these loops and call the functions from within themselves. */
+#pragma GCC optimize("no-tree-loop-distribute-patterns")
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size)
+{
+    unsigned char *t = to;
+    const unsigned char *f = from;
+    while (size--)
+        *t++ = *f++;
+    return to;
+}
+
+void *memset(void *at, int byte, size_t size)
+{
+    unsigned char *t = at;
+    while (size--)
+        *t++ = (unsigned char)byte;
+    return at;
+}
+
 static unsigned long length(const char *text)
 {
     unsigned long n = 0;
