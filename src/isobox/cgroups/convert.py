@@ -161,6 +161,15 @@ def format_ranges(numbers: Iterable[int]) -> str:
     return ",".join(map(str, sorted(numbers)))
 
 
+def check_cpus(cpus: frozenset[int] | None, usable: frozenset[int]) -> None:
+    """Raise `UnsupportedError` unless all of ``cpus`` are ``usable``."""
+    if cpus is not None and not cpus <= usable:
+        why = (
+            f"of the CPUs {format_ranges(cpus)} this process may use {format_ranges(cpus & usable) or 'none'}"
+        )
+        raise UnsupportedError("cpuset", why, f"ask for some of the CPUs {format_ranges(usable)}")
+
+
 def device_numbers(device: str) -> str:
     """Return ``major:minor`` of the disk of ``device``: a node, numbers, or a path on a file system.
 

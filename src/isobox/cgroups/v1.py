@@ -11,6 +11,7 @@ from ..errors import CgroupError, UnsupportedError
 from ..spec import IoLimit
 from .convert import (
     PERIOD,
+    check_cpus,
     cpu_quota,
     device_numbers,
     format_ranges,
@@ -56,7 +57,6 @@ class _V1(Dialect):
 
     def set_cpu(self, group: Directory, cores: float | None) -> None:
         quota, period = (-1, PERIOD) if cores is None else cpu_quota(cores)
-        hint = "A group above may have a smaller limit: ask for no more than that"
         files = {"cpu.cfs_quota_us": quota, "cpu.cfs_period_us": period}
         fresh = group.is_warm("cpu.cfs_quota_us")
         now = _number(PERIOD) if fresh else group.read_if_there("cpu.cfs_period_us")
@@ -66,7 +66,13 @@ class _V1(Dialect):
             files = dict(reversed(files.items()))
         for file, value in files.items():
             text = _number(value)
-            group.set(file, str(value), text.__eq__, "cpu limit", hint)
+            try:
+                group.set(file, str(value), text.__eq__, "cpu limit")
+            except CgroupError as error:
+                if error.errno == errno.EINVAL and cores is not None:  # v1 allows no more than above
+                    why = f"a group that this process is in allows less than {cores} cores"
+                    raise UnsupportedError("cpu limit", why, "ask for no more than it allows") from error
+                raise
 
     def set_cpu_weight(self, group: Directory, weight: int) -> None:
         shares = weight_to_shares(weight)
@@ -75,18 +81,11 @@ class _V1(Dialect):
     def set_cpuset(self, group: Directory, cpus: frozenset[int] | None) -> None:
         above = Directory(group.tree, os.path.dirname(group.name) or ".")
         inherit_cpuset(above)
-        if cpus is None:
-            cpus = parse_ranges(above.read("cpuset.cpus"))
+        usable = parse_ranges(above.read("cpuset.cpus"))
+        check_cpus(cpus, usable)
         nodes = parse_ranges(above.read("cpuset.mems"))
-        hint = f"This process may use the CPUs {above.read('cpuset.cpus').decode().strip()}"
-        for file, wanted in (("cpuset.mems", nodes), ("cpuset.cpus", cpus)):
-            group.set(
-                file,
-                format_ranges(wanted),
-                _holds_ranges(wanted),
-                "cpuset",
-                hint,
-            )
+        for file, wanted in (("cpuset.mems", nodes), ("cpuset.cpus", usable if cpus is None else cpus)):
+            group.set(file, format_ranges(wanted), _holds_ranges(wanted), "cpuset")
 
     def set_memory(self, group: Directory, memory: int | None, swap: int, *, host_swap: bool) -> None:
         limit = -1 if memory is None else whole_pages(memory)

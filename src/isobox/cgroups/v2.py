@@ -10,6 +10,7 @@ from ..errors import CgroupError, UnsupportedError
 from ..spec import IoLimit
 from .convert import (
     PERIOD,
+    check_cpus,
     cpu_quota,
     device_numbers,
     format_ranges,
@@ -41,13 +42,14 @@ class _V2(Dialect):
 
     def set_cpuset(self, group: Directory, cpus: frozenset[int] | None) -> None:
         wanted = frozenset() if cpus is None else cpus
+        above = Directory(group.tree, os.path.dirname(group.name) or ".")
         # The kernel takes any list here; what it grants is in the effective file.
+        check_cpus(cpus, parse_ranges(above.read("cpuset.cpus.effective")))
         text = format_ranges(wanted) or "\n"
         group.set("cpuset.cpus", text, lambda kept: parse_ranges(kept) == wanted, "cpuset")
         granted = parse_ranges(group.read("cpuset.cpus.effective"))
         if wanted and granted != wanted:
-            usable = format_ranges(granted & wanted) or "none"
-            message = f"of the CPUs {format_ranges(wanted)} only these can be used: {usable}"
+            message = f"of the CPUs {format_ranges(wanted)} these are granted: {format_ranges(granted)}"
             raise CgroupError(errno.EINVAL, message, stage="cgroup", op="cpuset.cpus")
 
     def set_memory(self, group: Directory, memory: int | None, swap: int, *, host_swap: bool) -> None:
