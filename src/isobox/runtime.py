@@ -316,7 +316,8 @@ class Owner:
         """
         if not self._collected:
             self._collected = True
-            self.collect(cgroups, wait=False)
+            with contextlib.suppress(IsoboxError, OSError):
+                self.collect(cgroups, wait=False)
 
     def collect(self, cgroups: Callable[[str], object], *, wait: bool = True) -> Collected:
         """Remove what dead owners have left behind.
@@ -327,7 +328,7 @@ class Owner:
         self._usable()
         with _collecting:
             errors: list[BaseException] = []
-            done, names, ranges = self._collect_state(cgroups, errors)
+            done, names, ranges = self._collect_state(cgroups, errors, thorough=wait)
             directories = self._collect_data(errors)
         if wait:
             self.flush()
@@ -336,7 +337,7 @@ class Owner:
         return Collected(tuple(done), tuple(names), tuple(ranges), tuple(directories), tuple(errors))
 
     def _collect_state(
-        self, cgroups: Callable[[str], object], errors: list[BaseException]
+        self, cgroups: Callable[[str], object], errors: list[BaseException], *, thorough: bool
     ) -> tuple[list[str], list[str], list[IdRange]]:
         registry = self._registry
         claims: dict[str, int] = {}
@@ -347,6 +348,8 @@ class Owner:
                     fd = registry.claim(owner_id)
                     if fd is not None:
                         claims[owner_id] = fd
+            if not claims and not thorough:
+                return [], [], []
             for owner_id in claims:
                 # Outside of the lock: this ends processes and may take its time. Should we die,
                 # our claim dies too.
