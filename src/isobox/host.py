@@ -128,9 +128,7 @@ class HostFeatures:
         """
         if idmap.sysctl("kernel/apparmor_restrict_unprivileged_userns") != "1":
             return False
-        profile = idmap.read_text("/proc/self/attr/apparmor/current") or idmap.read_text(
-            "/proc/self/attr/current"
-        )
+        profile = idmap.read_text("/proc/self/attr/apparmor/current")
         return profile.strip("\0\n ") in ("", "unconfined")
 
     @cached_property
