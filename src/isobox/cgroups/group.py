@@ -14,9 +14,10 @@ from ..errors import CgroupError, StateError, UnsupportedError
 from ..spec import Limits
 from ..usage import Usage
 from .bundle import DIALECTS, Bundle
-from .dialect import Dialect, Reading
+from .dialect import Dialect
 from .directory import Directory
 from .ending import end, is_empty, nobody, remove_all
+from .meter import Meter
 
 if TYPE_CHECKING:
     from .groups import Groups
@@ -41,8 +42,8 @@ class Group:
     """
 
     __slots__ = (
-        "_ahead", "_bundle", "_children", "_closed", "_count", "_extra_fds", "_frozen", "_groups",
-        "_idle", "_lifted", "_lock", "_oom_gone", "_parent", "_spare", "_throttled", "_time_fd",
+        "_ahead", "_bundle", "_children", "_closed", "_count", "_frozen", "_groups",
+        "_idle", "_lifted", "_lock", "_meter", "_parent", "_spare",
         "degraded", "id", "limits", "measured",
     )  # fmt: skip
 
@@ -61,10 +62,7 @@ class Group:
         self._children: set[Group] = set()
         self._spare = bundle.ahead
         self._idle: deque[Bundle] = deque()
-        self._extra_fds: list[int] = []
-        self._time_fd = -1
-        self._oom_gone = 0
-        self._throttled: tuple[int, float] | None = None
+        self._meter: Meter = Meter(bundle, None if parent is None else parent._meter)
         self._lifted = 0
         self._ahead = 0
         self._frozen = False
@@ -200,16 +198,11 @@ class Group:
             if memory is not None or pids != bundle.pids:
                 group.apply(Limits(memory=memory, pids=pids))
             if self.limits.cpu is not None and measure:
-                cpu = self._at("cpu")
-                if cpu is not None:
-                    self._throttled_into(group, cpu)
+                group._meter.begin()
         except BaseException:
             group.close()
             raise
         return group
-
-    def _throttled_into(self, group: Group, cpu: Directory) -> None:
-        group._throttled = DIALECTS[cpu.tree.version].throttled(cpu)
 
     def _next_bundle(self, measure: bool, memory: bool) -> Bundle:
         if not measure and not memory:
@@ -346,17 +339,7 @@ class Group:
 
     def oom_kills(self) -> int:
         """Return how many processes the kernel has killed for want of memory; of execs too."""
-        group = self._at("memory")
-        if group is None:
-            return 0
-        dialect = DIALECTS[group.tree.version]
-        if group.tree.version == 2:
-            return dialect.oom_kills(group)
-        with self._lock:
-            below = [child._at("memory") for child in self._children]
-            return self._oom_gone + sum(
-                dialect.oom_kills(each) for each in (group, *below) if each is not None
-            )
+        return self._meter.oom_kills()
 
     def oom_eventfd(self) -> int | None:
         """Return a descriptor that tells when the memory limit is hit; None without a memory group.
@@ -364,76 +347,15 @@ class Group:
         v1: an eventfd (POLLIN), also for a limit of the container above. v2: memory.events
         (POLLPRI; read it before each poll). The group owns it: it is closed by `close`.
         """
-        group = self._at("memory")
-        if group is None:
-            return None
-        try:
-            fd = DIALECTS[group.tree.version].oom_watch(group)
-        except OSError as error:
-            raise CgroupError(
-                error.errno or 0, f"can't watch {group.path}", stage="cgroup", op="oom"
-            ) from error
-        self._extra_fds.append(fd)
-        return fd
+        return self._meter.oom_eventfd()
 
     def cpu_time(self) -> float | None:
         """Return the seconds of CPU time so far; cheap, for polling. None where nothing counts them."""
-        group = self._at("cpuacct")
-        if group is None:
-            return None
-        dialect = DIALECTS[group.tree.version]
-        try:
-            if self._time_fd < 0:
-                self._time_fd = group.open(dialect.cpu_time_file(), os.O_RDONLY)
-            return dialect.parse_cpu_time(os.pread(self._time_fd, 4096, 0))
-        except OSError as error:
-            raise CgroupError(
-                error.errno or 0, f"can't read {group.path}", stage="cgroup", op="cpu_time"
-            ) from error
+        return self._meter.cpu_time()
 
     def read(self) -> Usage:
         """Return what the group has cost so far: all of `Usage` but the wall time."""
-        reading = Reading()
-        at = self._at("cpuacct")
-        if at is not None:
-            DIALECTS[at.tree.version].read_cpu(at, reading)
-            DIALECTS[at.tree.version].read_pressure(at, reading)
-        at = self._at("memory")
-        if at is not None:
-            DIALECTS[at.tree.version].read_memory(at, reading)
-            reading.add(
-                "oom_kills",
-                self.oom_kills(),
-                "memory.events" if at.tree.version == 2 else "memory.oom_control",
-            )
-        at = self._at("pids")
-        if at is not None:
-            DIALECTS[at.tree.version].read_pids(at, reading)
-        at = self._at("blkio")
-        if at is not None:
-            DIALECTS[at.tree.version].read_io(at, reading)
-            if "io_read" not in reading.values:
-                self._groups.explain_io(reading)
-        self._read_throttled(reading)
-        return reading.usage()
-
-    def _read_throttled(self, reading: Reading) -> None:
-        """An exec is held back with its container, whose counts it has from its start on."""
-        at = (self._parent or self)._at("cpu")
-        found = None if at is None else DIALECTS[at.tree.version].throttled(at)
-        if found is None:
-            return
-        periods, seconds = found
-        if self._parent is not None:
-            if self._throttled is not None:
-                periods, seconds = periods - self._throttled[0], seconds - self._throttled[1]
-            elif periods:
-                return  # limited meanwhile: what was before this exec is not known
-        reading.add("throttled_periods", periods, "cpu.stat")
-        reading.add("throttled_time", seconds, "cpu.stat")
-        if periods:
-            whose = "" if self._parent is None else ", counted for the whole container"
-            reading.notes.append(f"the CPU was throttled for {seconds:.3f} s in {periods} periods{whose}")
+        return self._meter.read(self._groups.explain_io)
 
     # The end
 
@@ -446,11 +368,7 @@ class Group:
             children = list(self._children)
         for child in children:
             child.close()
-        fds = [*self._extra_fds, self._time_fd]
-        self._extra_fds, self._time_fd = [], -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        self._meter.close()
         for bundle in (self._bundle, *self._spare):
             bundle.close()
         if self._groups.is_ours():
@@ -467,6 +385,7 @@ class Group:
         if bundle.pids is not None:
             DIALECTS[1].set_pids(group, None)
             bundle.pids = None
+        self._meter.retire()
         with parent._lock:
             parent._children.discard(self)
             if parent._closed or len(parent._idle) >= 4:
@@ -474,16 +393,20 @@ class Group:
             parent._idle.append(bundle)
         return True
 
-    def _account(self) -> None:
-        """Keep the last count of an exec that is about to be removed (v1 has none for a whole tree)."""
-        parent, group = self._parent, self._at("memory")
-        if parent is None:
-            return
-        with parent._lock:
-            if self in parent._children:
-                parent._children.discard(self)
-                if group is not None and group.tree.version == 1:
-                    parent._oom_gone += DIALECTS[1].oom_kills(group)
+    def forget(self) -> None:
+        """Take the exec off its container, before its directories are removed."""
+        self._meter.retire()
+        if self._parent is not None:
+            with self._parent._lock:
+                self._parent._children.discard(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: close the copies of the descriptors, whatever locks were held."""
+        self._lock = threading.Lock()
+        self._meter.after_fork()
+        for child in self._children:
+            child.after_fork()
+        self.close()
 
     def _at(self, controller: str) -> Directory | None:
         return self._bundle.at.get(controller)

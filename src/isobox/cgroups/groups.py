@@ -16,15 +16,15 @@ from typing import Final
 
 from ..errors import CgroupError, CleanupError, StateError, UnsupportedError
 from ..spec import Limits
-from .bundle import HANDED_ON, Bundle
-from .collection import OURS, collect, find, own_path
+from .bundle import Bundle
+from .collection import collect, find, own_path
 from .convert import parse_service
 from .dialect import Reading
 from .directory import Directory, Tree
-from .discovery import CgroupHost, Controller
+from .discovery import CgroupHost
 from .ending import end, exists, remove_all
 from .group import DEFAULT_PIDS, Group
-from .placement import LEAF
+from .trees import make_trees
 from .worker import Job, Worker
 
 _WANTED: Final = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio")
@@ -210,41 +210,10 @@ class Groups:
 
     def _prepare(self) -> None:
         with self._lock:
-            if self._prepared:
-                return
-            self._check()
-            by_root: dict[tuple[int, str], list[Controller]] = {}
-            for controller in self.host.controllers.values():
-                if controller.writable:
-                    by_root.setdefault((controller.version, controller.root), []).append(controller)
-            for controllers in by_root.values():
-                self._make_tree(controllers)
-            self._prepared = True
-
-    def _make_tree(self, controllers: list[Controller]) -> None:
-        first = controllers[0]
-        path = own_path(first, self.owner)
-        try:
-            if first.vacate:
-                _vacate(first.root)
-            # Another process may be removing an `isobox` that it found empty: then make it again.
-            for attempt in range(20):
-                try:
-                    _make_group(f"{first.root}/{OURS}", first)
-                    _make_group(path, first)
-                    tree = Tree(first.version, tuple(each.name for each in controllers), path)
-                    break
-                except FileNotFoundError:
-                    if attempt == 19:
-                        raise
-            if first.version == 2:
-                _hand_down(path, first.root)
-        except OSError as error:
-            for each in controllers:
-                self._why[each.name] = f"can't make {path}: {error.strerror or error}"
-            return
-        for each in controllers:
-            self._trees[each.name] = tree
+            if not self._prepared:
+                self._check()
+                self._trees, self._why = make_trees(self.host, self.owner)
+                self._prepared = True
 
     def collect(self, owner: str, paths: Iterable[str] = ()) -> None:
         """Kill and remove everything of a dead owner.
@@ -300,10 +269,7 @@ class Groups:
             return
         self._closed = True
         for group in list(self._containers):
-            group._lock = threading.Lock()
-            for child in group._children:
-                child._lock = threading.Lock()
-            group.close()
+            group.after_fork()
         for bundle in self._ready:
             for each in (bundle, *bundle.ahead):
                 each.close()
@@ -349,7 +315,7 @@ def _removal(group: Group) -> Job:
 
     def job() -> float | None:
         nonlocal left, pause, killed
-        group._account()
+        group.forget()
         left = [each for each in left if not remove_all(each)]
         if not left:
             return None
@@ -366,41 +332,3 @@ def _removal(group: Group) -> Job:
         return pause
 
     return job
-
-
-def _make_group(path: str, controller: Controller) -> None:
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        return
-    if controller.version == 1 and controller.name == "memory":
-        # Before Linux 5.11 a limit did not cover the groups below unless it was said.
-        with contextlib.suppress(OSError), open(f"{path}/memory.use_hierarchy", "r+b", buffering=0) as file:
-            if file.read() == b"0\n":
-                file.write(b"1")
-
-
-def _vacate(root: str) -> None:
-    """On v2, move the processes of a delegated group to a leaf below it: once, at the start."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(f"{root}/{LEAF}", 0o755)
-    for _ in range(50):
-        with open(f"{root}/cgroup.procs") as file:
-            pids = file.read().split()
-        if not pids:
-            return
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError), open(f"{root}/{LEAF}/cgroup.procs", "w") as file:
-                file.write(pid)
-
-
-def _hand_down(path: str, root: str) -> None:
-    """On v2, hand the controllers on from ``root`` to the groups below ``path``."""
-    for group in (root, os.path.dirname(path), path):
-        with open(f"{group}/cgroup.controllers") as file:
-            names = [name for name in file.read().split() if name in HANDED_ON]
-        with open(f"{group}/cgroup.subtree_control") as file:
-            missing = set(names) - set(file.read().split())
-        if missing:
-            with open(f"{group}/cgroup.subtree_control", "w") as file:
-                file.write(" ".join(f"+{name}" for name in sorted(missing)))
