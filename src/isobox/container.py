@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import select
 import signal as signals
 import threading
 import time
@@ -21,22 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attrs import evolve
 
-from . import _native
 from . import files as files
-from .errors import CgroupError, CleanupError, SpecError, StateError, UnsupportedError
+from .errors import CgroupError, CleanupError, SpecError, StateError
+from .exec import known, start_program
 from .explain import explain
 from .options import PROGRAM_NAMES, ContainerOptions, ExecOptions, Path, ProgramOptions
-from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops
-from .process import Process, encode_input
+from .process import Process
+from .programs import Programs, ended
 from .result import Result
 from .rootfs.changes import Change, changes
 from .rootfs.views import views, visible_cpus
-from .shared import Shared, shared
+from .shared import shared
 from .spec import Args, ContainerSpec, ExecSpec
 from .start import Launched, explain_plan, launch, make_id
-from .streams import connect, terminal
 from .usage import Usage
-from .users import FILE_MAX, resolve
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -78,21 +75,14 @@ class Container:
     """
 
     def __init__(self, image: Path = "host", **options: Unpack[ContainerOptions]) -> None:
-        _known(options, ContainerOptions.__annotations__)
+        known(options, ContainerOptions.__annotations__)
         self._spec = ContainerSpec.make(image, **options)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._state: State = "creating"
         self._stack = ExitStack()
-        self._launched: Launched | None = None
-        self._shared: Shared | None = None
+        self._programs: Programs | None = None
         self._id = ""
-        self._processes: dict[int, Process] = {}
-        self._count = 0
-        self._users: dict[str | None, User] = {}
-        self._templates: dict[tuple[object, ...], _Templates] = {}
-        self._was_killed = False
-        self._ending = False
         self._started = 0
         self._state = "created"
 
@@ -124,24 +114,18 @@ class Container:
     @property
     def pid(self) -> int | None:
         """The pid of its init, as this process sees it; None unless it runs."""
-        launched = self._launched
-        return launched.pid if launched is not None and self.state in ("running", "paused") else None
+        programs = self._programs
+        if programs is None or self.state not in ("running", "paused"):
+            return None
+        return programs.launched.pid
 
     @property
     def state(self) -> State:
         """``created``, ``running``, ``paused`` or ``stopped``."""
-        if self._state in ("running", "paused") and self._init_ended():
+        programs = self._programs
+        if programs is not None and self._state in ("running", "paused") and programs.over():
             return "stopped"
         return self._state
-
-    def _init_ended(self) -> bool:
-        launched = self._launched
-        if launched is None:
-            return True
-        try:
-            return bool(select.select([launched.pidfd], [], [], 0)[0])
-        except (OSError, ValueError):
-            return True
 
     # Starting and ending
 
@@ -151,10 +135,9 @@ class Container:
         with self._lock:
             if self._state != "created":
                 raise StateError(f"start: the container is {self._state}; make a new one")
-            self._shared = shared()
             self._id = make_id()
             with ExitStack() as stack:
-                self._launched = launch(self._spec, self._shared, self._id, stack)
+                self._programs = Programs(launch(self._spec, shared(), self._id, stack), self._spec)
                 self._stack = stack.pop_all()
             self._started = time.monotonic_ns()
             self._state = "running"
@@ -170,7 +153,7 @@ class Container:
         self._own()
         if self.state == "paused":
             self.resume()
-        running = list(self._processes.values())
+        running = list(self._programs.running.values()) if self._programs is not None else []
         if running and timeout > 0 and self.state == "running":
             deadline = time.monotonic() + timeout
             for process in running:
@@ -187,21 +170,10 @@ class Container:
         with self._lock:
             if self._state == "stopped":
                 return
-            self._ending = True
-            if self._processes:
-                self._was_killed = True
-            launched = self._launched
-            if launched is not None:
-                self._thaw_for_the_end(launched)
             errors: list[BaseException] = []
             try:
-                if launched is not None and self._processes:
-                    # Programs that someone waits for end first, so that their costs can be read.
-                    with contextlib.suppress(OSError, StateError):
-                        signals.pidfd_send_signal(launched.pidfd, signals.SIGKILL)
-                    for process in list(self._processes.values()):
-                        with contextlib.suppress(Exception):
-                            process.wait(2.0)
+                if self._programs is not None:
+                    self._end_programs(self._programs)
                 self._stack.close()
             except BaseException as error:  # noqa: BLE001 - told below, once the state is right
                 errors.append(error)
@@ -212,10 +184,23 @@ class Container:
                 raise errors[0]
             raise CleanupError(f"container {self.name}", tuple(errors)) from errors[0]
 
-    def _thaw_for_the_end(self, launched: Launched) -> None:
+    def _end_programs(self, programs: Programs) -> None:
+        programs.ending = True
+        self._thaw_for_the_end(programs)
+        if not programs.running:
+            return
+        # Those that someone waits for end before the rest goes, so that their costs can be read.
+        programs.killed = True
+        with contextlib.suppress(OSError):
+            signals.pidfd_send_signal(programs.launched.pidfd, signals.SIGKILL)
+        for process in list(programs.running.values()):
+            with contextlib.suppress(Exception):
+                process.wait(2.0)
+
+    def _thaw_for_the_end(self, programs: Programs) -> None:
         if self._state == "paused":
             with contextlib.suppress(CgroupError, OSError):
-                launched.group.thaw()
+                programs.launched.group.thaw()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -235,47 +220,40 @@ class Container:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the container has stopped; False after `timeout` seconds."""
-        launched = self._running_or_stopped()
-        if launched is None or self._state == "stopped":
-            return True
-        try:
-            return bool(select.select([launched.pidfd], [], [], timeout)[0])
-        except (OSError, ValueError):
-            return True
-
-    def _running_or_stopped(self) -> Launched | None:
         if self._state == "created":
             raise StateError("the container has not been started")
-        return self._launched
+        if self._programs is None or self._state == "stopped":
+            return True
+        return ended(self._programs.launched.pidfd, timeout)
 
     def kill(self, signal: int = signals.SIGKILL) -> None:
         """Send a signal to every program that was exec'd; SIGKILL ends the whole container."""
-        launched = self._running("kill", paused=True)
+        programs = self._running("kill", paused=True)
         number = int(signals.Signals(signal))
         if number == signals.SIGKILL:
-            self._was_killed = True
-            self._thaw_for_the_end(launched)
+            programs.killed = True
+            self._thaw_for_the_end(programs)
             with contextlib.suppress(ProcessLookupError):
-                signals.pidfd_send_signal(launched.pidfd, signals.SIGKILL)
+                signals.pidfd_send_signal(programs.launched.pidfd, signals.SIGKILL)
             self.wait(10.0)
             return
-        for process in list(self._processes.values()):
+        for process in list(programs.running.values()):
             process.send_signal(number)
 
     def pause(self) -> None:
         """Freeze every process of the container (the cgroup freezer)."""
-        launched = self._running("pause")
+        programs = self._running("pause")
         with self._lock:
-            launched.group.freeze()
+            programs.launched.group.freeze()
             self._state = "paused"
 
     def resume(self) -> None:
         """Let a paused container go on."""
         self._own()
-        if self.state != "paused" or self._launched is None:
+        if self.state != "paused" or self._programs is None:
             raise StateError(f"resume: the container is {self.state}, not paused")
         with self._lock:
-            self._launched.group.thaw()
+            self._programs.launched.group.thaw()
             self._state = "running"
 
     def update(self, **limits: Any) -> None:
@@ -286,10 +264,11 @@ class Container:
         ...     c.spec.limits.memory
         134217728
         """
-        launched = self._running("update", paused=True)
+        programs = self._running("update", paused=True)
+        launched = programs.launched
         spec = self._spec.with_limits(**limits)
         launched.group.update(spec.limits)
-        self._spec = spec
+        self._spec = programs.spec = spec
         allowed = os.sched_getaffinity(0)
         cpus = visible_cpus(spec.limits, allowed)
         for path, content in views(spec.limits, sorted(cpus or allowed)).items():
@@ -307,28 +286,14 @@ class Container:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.sched_setaffinity(pid, cpus)
 
-    def _running(self, verb: str, *, paused: bool = False) -> Launched:
+    def _running(self, verb: str, *, paused: bool = False) -> Programs:
         self._own()
         state = self.state
         if state == "running" or (paused and state == "paused"):
-            assert self._launched is not None
-            return self._launched
+            assert self._programs is not None
+            return self._programs
         cure = {"created": "start it, or use it in a with block", "paused": "resume it first"}
         raise StateError(f"{verb}: the container is {state}; {cure.get(state, 'make a new one')}")
-
-    @property
-    def _control(self) -> Any:
-        assert self._launched is not None
-        return self._launched.control
-
-    def _is_ending(self) -> bool:
-        return self._ending or self._was_killed
-
-    def _gone(self) -> StateError:
-        return StateError("the container has stopped")
-
-    def _forget(self, number: int) -> None:
-        self._processes.pop(number, None)
 
     # Programs
 
@@ -361,7 +326,7 @@ class Container:
             raise SpecError("input", data, "none where stdin is given")
         if data is not None or options.get("tty"):
             options["stdin"] = PIPE
-        process, streams = self._launch_program(args, options, capture=True, data=data)
+        process, streams = start_program(self._exec_programs(), args, options, capture=True, data=data)
         process._run(streams)
         result = process.result()
         return result.check() if check else result
@@ -372,106 +337,21 @@ class Container:
         Streams default to the ones of `exec`: stdin empty, stdout and stderr PIPE. Limits in time and
         memory are enforced whether or not anyone waits.
         """
-        process, streams = self._launch_program(args, options, capture=False)
+        process, streams = start_program(self._exec_programs(), args, options, capture=False)
         process._open_streams(streams)
         try:
             process._await_start()
         except BaseException:
-            self._forget(process._number)
-            process._group.close()
-            process._ended.set()
-            process.close()
+            process._abandon()
             raise
         process._guard_limits()
         return process
 
-    def _launch_program(
-        self, args: Args, options: Any, *, capture: bool, data: object = None
-    ) -> tuple[Process, Any]:
-        launched = self._launched
-        if launched is None or self._state != "running" or self._pid != os.getpid():
-            launched = self._running("exec")  # says what is wrong; an init that is gone is met when sending
-        stdin = options.pop("stdin", DEVNULL)
-        stdout = options.pop("stdout", PIPE)
-        stderr = options.pop("stderr", PIPE)
-        _known(options, PROGRAM_NAMES)
-        spec = ExecSpec.make(args, **options)
-        encoded = encode_input(data, spec)  # before anything runs: it may be of the wrong kind
-        with ExitStack() as kept, ExitStack() as lent:
-            templates = self._template(launched, spec)
-            if spec.tty:
-                streams = terminal(launched.control.open("/dev/ptmx", os.O_RDWR), lent, kept)
-            else:
-                streams = connect(stdin, stdout, stderr, lent, kept)
-            if spec.cpu_time is not None and not spec.measure:
-                raise SpecError(
-                    "measure", False, "True where cpu_time is given: the time is read from a cgroup"
-                )
-            group = launched.group.child(spec.memory, spec.pids, spec.measure)
-            kept.callback(group.close)
-            if spec.cpu_time is not None and group.cpu_time() is None:
-                raise UnsupportedError(
-                    "cpu_time", "no cgroup with CPU accounting is writable here", "see 'isobox doctor'"
-                )
-            status, theirs = os.pipe()
-            kept.callback(os.close, status)
-            lent.callback(os.close, theirs)
-            with self._lock:
-                self._count += 1
-                number = self._count
-            fds = [theirs, *streams.inside, *group.join_fds]
-            cgroup = -1
-            if group.into_fd is not None:
-                cgroup = len(fds)
-                fds.append(group.into_fd)
-            flags = (_native.HOLD if capture else _native.WANT_START) | (
-                0 if group.present else _native.OWN_PIDNS
-            )
-            joined = templates.joining(len(group.join_fds))
-            process = Process(
-                self, spec, number=number, status_fd=status, group=group, ops=joined.ops, kept=kept, data=encoded
-            )
-            try:
-                self._processes[number] = process
-                launched.control.exec(
-                    joined.encode(spec.args), fds, number=number, flags=flags, cgroup=cgroup
-                )
-            except BaseException:
-                self._forget(number)
-                process._status_fd = -1
-                process._ended.set()
-                raise
-            group.joined()
-            process._kept = kept.pop_all()
-        return process, streams
-
-    def _template(self, launched: Launched, spec: ExecSpec) -> _Templates:
-        """The part of the plan that does not change from exec to exec."""
-        env_key = None if spec.env is None else tuple(sorted(spec.env.items()))
-        key = (spec.user, spec.workdir, spec.tty, env_key)
-        found = self._templates.get(key)
-        if found is None:
-            found = _Templates(self, launched, spec)
-            if len(self._templates) < 64:
-                self._templates[key] = found
-        return found
-
-    def _user(self, launched: Launched, name: str | None) -> User:
-        if name is None:
-            name = self._spec.user
-        found = self._users.get(name)
-        if found is None:
-            found = resolve(name, lambda path: self._text_of(launched, path))
-            if launched.id_map is not None:
-                _check_mapped(found, launched)
-            self._users[name] = found
-        return found
-
-    def _text_of(self, launched: Launched, path: str) -> str:
-        try:
-            return files.read_bytes(launched.control, path, limit=FILE_MAX).decode("utf-8", "replace")
-        except OSError:
-            return ""
+    def _exec_programs(self) -> Programs:
+        programs = self._programs
+        if programs is None or self._state != "running" or self._pid != os.getpid():
+            return self._running("exec")  # says what is wrong; an init that is gone is met when sending
+        return programs
 
     # Files
 
@@ -501,7 +381,7 @@ class Container:
 
     def changes(self) -> list[Change]:
         """Return what the container changed in its root file system, sorted by path."""
-        launched = self._running("changes", paused=False)
+        launched = self._running("changes").launched
         rootfs = launched.rootfs
         made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
         return changes(launched.control, rootfs.trees, rootfs.skeleton, made)
@@ -510,7 +390,7 @@ class Container:
 
     def stats(self) -> Usage:
         """Return what the container has used since it was started, as of now."""
-        launched = self._running("stats", paused=True)
+        launched = self._running("stats", paused=True).launched
         wall = (time.monotonic_ns() - self._started) / 1e9
         usage = launched.group.read()
         return evolve(
@@ -520,61 +400,10 @@ class Container:
     def explain(self) -> str:
         """Return the plan in order, op by op, with paths and values; works before the start too."""
         self._own()
-        launched = self._launched
-        if launched is None:
+        if self._programs is None:
             return explain(self._spec, explain_plan(self._spec, shared()), None)
+        launched = self._programs.launched
         return explain(self._spec, launched.ops, launched)
-
-
-class _Templates:
-    """The templates of one kind of exec, made when first needed."""
-
-    def __init__(self, container: Container, launched: Launched, spec: ExecSpec) -> None:
-        settings = container.spec
-        user = container._user(launched, spec.user)
-        workdir = spec.workdir or settings.workdir or "/"
-        base = {"PATH": SEARCH_PATH, "HOME": user.home, "LANG": "C.UTF-8"}
-        if spec.tty:
-            base["TERM"] = "xterm"
-        self._env = base | settings.env | (spec.env or {})
-        self._ops = {
-            "user": user,
-            "groups_allowed": launched.id_map is None or not launched.id_map.deny_setgroups,
-            "rlimits": launched.rlimits,
-            "seccomp": launched.seccomp,
-            "workdir": workdir,
-            "tty": spec.tty,
-        }
-        self._made: dict[int, ExecTemplate] = {}
-
-    def joining(self, joins: int) -> ExecTemplate:
-        found = self._made.get(joins)
-        if found is None:
-            ops: Any = self._ops
-            found = self._made[joins] = ExecTemplate.make(exec_ops(joins=joins, **ops), self._env)
-        return found
-
-
-def _check_mapped(user: User, launched: Launched) -> None:
-    from .idmap import outside
-
-    assert launched.id_map is not None
-    try:
-        outside(launched.id_map.uid_lines, user.uid)
-        outside(launched.id_map.gid_lines, user.gid)
-    except LookupError:
-        raise UnsupportedError(
-            f"user {user.uid}:{user.gid}",
-            "the container's user namespace has no such id",
-            "give this user a range in /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 "
-            "--add-subgids 100000-165535 NAME) and install the package uidmap",
-        ) from None
-
-
-def _known(options: Any, names: Any) -> None:
-    for name in options:
-        if name not in names:
-            raise TypeError(f"unknown option {name!r}: choose from {', '.join(sorted(names))}")
 
 
 def run(args: Args, image: Path = "host", **options: Any) -> Result[Any]:
@@ -587,7 +416,7 @@ def run(args: Args, image: Path = "host", **options: Any) -> Result[Any]:
     >>> isobox.run(["python3", "-c", "print(6 * 7)"], cpu=0.5, memory="256M", timeout=30, text=True).stdout
     '42\\n'
     """
-    _known(options, PROGRAM_NAMES | ContainerOptions.__annotations__.keys())
+    known(options, PROGRAM_NAMES | ContainerOptions.__annotations__.keys())
     own = {name: options.pop(name) for name in list(options) if name in ContainerOptions.__annotations__}
     ExecSpec.make(args, **{n: v for n, v in options.items() if n not in _NOT_SPEC})
     with Container(image, **own) as container:

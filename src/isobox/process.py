@@ -25,6 +25,7 @@ from . import _native
 from .cgroups import Group
 from .errors import CgroupError, SpecError, StateError
 from .plan.ops import Op
+from .programs import Programs
 from .result import Reason, Result
 from .spec import ExecSpec
 from .start import exec_error
@@ -34,7 +35,6 @@ from .usage import Usage
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .container import Container
 
 _END_SECONDS: Final = 10.0
 """How long a killed program may take to be gone: longer only in the kernel's uninterruptible sleep."""
@@ -58,7 +58,7 @@ class Process:
 
     def __init__(
         self,
-        container: Container,
+        programs: Programs,
         spec: ExecSpec,
         *,
         number: int,
@@ -73,7 +73,7 @@ class Process:
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
-        self._container = container
+        self._programs = programs
         self._spec = spec
         self._number = number
         self._status_fd = status_fd
@@ -95,7 +95,7 @@ class Process:
         self._terminal: int | None = None
         wall = spec.timeout
         if spec.cpu_time is not None:
-            share = container.spec.limits.cpu
+            share = programs.limits.cpu
             implied = spec.cpu_time / min(1.0, share or 1.0) + _WALL_PER_CPU_SECONDS
             wall = implied if wall is None else min(wall, implied)
         self._wall_deadline = -1 if wall is None else self._began + int(wall * 1e9)
@@ -140,7 +140,20 @@ class Process:
         if reply is not None and reply.kind == _native.FAILED:
             raise exec_error(self._ops, reply, self.args[0])
         if reply is None:
-            raise self._container._gone()
+            raise self._programs.gone()
+
+    def _disown(self) -> None:
+        """Nothing became of it, and its descriptors are not its own."""
+        self._programs.running.pop(self._number, None)
+        self._status_fd = -1
+        self._ended.set()
+
+    def _abandon(self) -> None:
+        """Give everything back: it did not start."""
+        self._programs.running.pop(self._number, None)
+        self._group.close()
+        self._ended.set()
+        self.close()
 
     def _guard_limits(self) -> None:
         """Enforce limits in time and memory even when nobody waits."""
@@ -150,7 +163,7 @@ class Process:
         self._guard.start()
 
     def _watches_memory(self) -> bool:
-        return self._spec.memory is not None or self._container.spec.limits.memory is not None
+        return self._spec.memory is not None or self._programs.limits.memory is not None
 
     def _wait_in_guard(self) -> None:
         try:
@@ -258,8 +271,9 @@ class Process:
         """End everything that this exec started."""
         if self._reason is None:
             self._reason = reason
-        pump.stop_reading() if reason == "output-limit" else None
         self._kill_all()
+        if reason == "output-limit":
+            pump.stop_reading()  # not before: the program would meet SIGPIPE first
         deadline = time.monotonic_ns() + int(_END_SECONDS * 1e9)
         while True:
             event = pump.run(deadline)
@@ -277,16 +291,16 @@ class Process:
         if self._group.present:
             self._group.kill()
         else:
-            self._container._control.signal(self._number, signals.SIGKILL)
+            self._programs.control.signal(self._number, signals.SIGKILL)
 
     def _finish(self, pump: _native.Pump) -> None:
         """Make sure that nothing is left, then take the last readings."""
         reply = pump.reply()
-        if self._group.present and not self._container._is_ending() and not self._group.empty():
+        if self._group.present and not self._programs.ending and not self._group.empty():
             try:
                 self._group.kill()
             except CgroupError:
-                if not self._container._init_ended():
+                if not self._programs.over():
                     raise
         if reply is not None and pump.run() == _native.PUMP_LIMIT:  # what the last ones wrote
             self._truncated = True
@@ -300,7 +314,7 @@ class Process:
         status = reply.status if reply is not None else signals.SIGKILL
         code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
         if self._reason is None:
-            if self._container._was_killed:
+            if self._programs.killed:
                 self._reason = "killed"
             elif usage.oom_kills:
                 self._reason = "oom"
@@ -317,7 +331,7 @@ class Process:
         pump.close()
         self._group.close()
         self._oom_fd = None  # the group's own
-        self._container._forget(self._number)
+        self._programs.running.pop(self._number, None)
 
     def _measure(self, reply: _native.Reply | None) -> Usage:
         usage = self._group.read() if self._spec.measure and self._group.present else Usage()
@@ -342,7 +356,7 @@ class Process:
     @property
     def pid(self) -> int | None:
         """The program's pid as this process sees it; None once it has ended."""
-        return None if self.returncode is not None else self._container._control.locate(self._number)
+        return None if self.returncode is not None else self._programs.control.locate(self._number)
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when the program has ended."""
@@ -414,7 +428,7 @@ class Process:
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program (not to what it started); nothing happens if it has ended."""
         number = int(signals.Signals(signal))
-        if self.returncode is not None or not self._container._control.signal(self._number, number):
+        if self.returncode is not None or not self._programs.control.signal(self._number, number):
             return
         if number == signals.SIGKILL and self._reason is None:
             self._reason = "killed"
@@ -536,8 +550,8 @@ class _Reader:
             if event == _native.PUMP_LIMIT:
                 process._truncated = True
                 process._reason = process._reason or "output-limit"
-                self._pump.stop_reading()
                 process._kill_all()
+                self._pump.stop_reading()
             elif event == _native.PUMP_WATCH:
                 self._done = True
             elif event == _native.PUMP_DEADLINE:

@@ -1,0 +1,84 @@
+"""One exec: what the caller asked for becomes a request to isobox-init and a `Process`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from subprocess import DEVNULL, PIPE
+from typing import Any
+
+from . import _native
+from .errors import SpecError, UnsupportedError
+from .options import PROGRAM_NAMES
+from .process import Process, encode_input
+from .programs import Programs
+from .spec import Args, ExecSpec
+from .streams import Streams, connect, terminal
+
+
+def known(options: Iterable[str], names: Collection[str]) -> None:
+    """Raise TypeError for an option that is none of `names`."""
+    for name in options:
+        if name not in names:
+            raise TypeError(f"unknown option {name!r}: choose from {', '.join(sorted(names))}")
+
+
+def start_program(
+    programs: Programs, args: Args, options: Any, *, capture: bool, data: object = None
+) -> tuple[Process, Streams]:
+    """Ask for the program and return at once. `options` are those of `Container.exec`.
+
+    `capture`: its caller waits for its end right away; else its start is reported too. Raises
+    `SpecError`, `StateError`, `UnsupportedError`, `CgroupError`; then nothing is left.
+    """
+    stdin = options.pop("stdin", DEVNULL)
+    stdout = options.pop("stdout", PIPE)
+    stderr = options.pop("stderr", PIPE)
+    known(options, PROGRAM_NAMES)
+    spec = ExecSpec.make(args, **options)
+    encoded = encode_input(data, spec)  # before anything runs: it may be of the wrong kind
+    if spec.cpu_time is not None and not spec.measure:
+        raise SpecError("measure", False, "True where cpu_time is given: the time is read from a cgroup")
+    with ExitStack() as kept, ExitStack() as lent:
+        if spec.tty:
+            streams = terminal(programs.control.open("/dev/ptmx", os.O_RDWR), lent, kept)
+        else:
+            streams = connect(stdin, stdout, stderr, lent, kept)
+        group = programs.launched.group.child(spec.memory, spec.pids, spec.measure)
+        kept.callback(group.close)
+        if spec.cpu_time is not None and group.cpu_time() is None:
+            raise UnsupportedError(
+                "cpu_time", "no cgroup with CPU accounting is writable here", "see 'isobox doctor'"
+            )
+        template = programs.template(spec, len(group.join_fds))
+        status, theirs = os.pipe()
+        kept.callback(os.close, status)
+        lent.callback(os.close, theirs)
+        fds = [theirs, *streams.inside, *group.join_fds]
+        born_in = -1
+        if group.into_fd is not None:
+            born_in = len(fds)
+            fds.append(group.into_fd)
+        flags = _native.HOLD if capture else _native.WANT_START
+        flags |= 0 if group.present else _native.OWN_PIDNS
+        number = programs.next_number()
+        process = Process(
+            programs,
+            spec,
+            number=number,
+            status_fd=status,
+            group=group,
+            ops=template.ops,
+            kept=kept,
+            data=encoded,
+        )
+        programs.running[number] = process
+        try:
+            programs.control.exec(template.encode(spec.args), fds, number=number, flags=flags, cgroup=born_in)
+        except BaseException:
+            process._disown()
+            raise
+        group.joined()
+        process._kept = kept.pop_all()
+    return process, streams

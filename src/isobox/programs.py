@@ -1,0 +1,131 @@
+"""What the programs of one container share: their plans, their users, and whether it is at its end.
+
+A `Process` knows its container by this alone.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from typing import TYPE_CHECKING
+
+from . import files
+from .control import Control
+from .errors import StateError, UnsupportedError
+from .idmap import outside
+from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops
+from .spec import ContainerSpec, ExecSpec, Limits
+from .start import Launched
+from .users import FILE_MAX, resolve
+
+if TYPE_CHECKING:
+    from .process import Process
+
+_TEMPLATES_MOST = 64
+
+
+def ended(pidfd: int, timeout: float | None = 0.0) -> bool:
+    """Whether a process ends within `timeout` seconds (None: for ever); a closed descriptor counts."""
+    watched = select.poll()  # select() takes no descriptor above 1023
+    watched.register(pidfd, select.POLLIN)
+    return bool(watched.poll(None if timeout is None else timeout * 1000))
+
+
+class Programs:
+    """See the module. `running` has those that have not been waited for, by their number.
+
+    `killed`: the caller ended them, and a program's end is told so. `ending`: nothing needs to be
+    cleaned up any more, since the whole container goes.
+    """
+
+    def __init__(self, launched: Launched, spec: ContainerSpec) -> None:
+        self.launched = launched
+        self.spec = spec
+        self.running: dict[int, Process] = {}
+        self.killed = False
+        self.ending = False
+        self._count = 0
+        self._lock = threading.Lock()
+        self._users: dict[str | None, User] = {}
+        self._templates: dict[tuple[object, ...], ExecTemplate] = {}
+
+    @property
+    def control(self) -> Control:
+        """The socket to the container's init."""
+        return self.launched.control
+
+    @property
+    def limits(self) -> Limits:
+        """The container's limits as they are now."""
+        return self.spec.limits
+
+    def next_number(self) -> int:
+        """What isobox-init knows the next exec by."""
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def over(self) -> bool:
+        """Whether the container's init has ended."""
+        return ended(self.launched.pidfd)
+
+    def gone(self) -> StateError:
+        """What to raise where its init is found to have ended."""
+        return StateError("the container has stopped")
+
+    def template(self, spec: ExecSpec, joins: int) -> ExecTemplate:
+        """Return the part of the plan that does not change from exec to exec; `joins`: cgroups to join."""
+        env_key = None if spec.env is None else tuple(sorted(spec.env.items()))
+        key = (spec.user, spec.workdir, spec.tty, joins, env_key)
+        found = self._templates.get(key)
+        if found is None:
+            found = self._make_template(spec, joins)
+            if len(self._templates) < _TEMPLATES_MOST:
+                self._templates[key] = found
+        return found
+
+    def _make_template(self, spec: ExecSpec, joins: int) -> ExecTemplate:
+        launched, settings = self.launched, self.spec
+        user = self._user(spec.user or settings.user)
+        base = {"PATH": SEARCH_PATH, "HOME": user.home, "LANG": "C.UTF-8"}
+        if spec.tty:
+            base["TERM"] = "xterm"
+        ops = exec_ops(
+            joins=joins,
+            user=user,
+            groups_allowed=launched.id_map is None or not launched.id_map.deny_setgroups,
+            rlimits=launched.rlimits,
+            seccomp=launched.seccomp,
+            workdir=spec.workdir or settings.workdir or "/",
+            tty=spec.tty,
+        )
+        return ExecTemplate.make(ops, base | settings.env | (spec.env or {}))
+
+    def _user(self, name: str | None) -> User:
+        found = self._users.get(name)
+        if found is None:
+            found = resolve(name, self._text)
+            self._check_mapped(found)
+            self._users[name] = found
+        return found
+
+    def _text(self, path: str) -> str:
+        try:
+            return files.read_bytes(self.control, path, limit=FILE_MAX).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def _check_mapped(self, user: User) -> None:
+        id_map = self.launched.id_map
+        if id_map is None:
+            return
+        try:
+            outside(id_map.uid_lines, user.uid)
+            outside(id_map.gid_lines, user.gid)
+        except LookupError:
+            raise UnsupportedError(
+                f"user {user.uid}:{user.gid}",
+                "the container's user namespace has no such id",
+                "give this user a range in /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 "
+                "--add-subgids 100000-165535 NAME) and install the package uidmap",
+            ) from None
