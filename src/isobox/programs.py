@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import select
 import threading
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from . import files
 from .control import Control
@@ -18,9 +18,6 @@ from .spec import ContainerSpec, ExecSpec, Limits
 from .start import Launched
 from .users import FILE_MAX, resolve
 
-if TYPE_CHECKING:
-    from .process import Process
-
 _TEMPLATES_MOST = 64
 
 
@@ -29,6 +26,19 @@ def ended(pidfd: int, timeout: float | None = 0.0) -> bool:
     watched = select.poll()  # select() takes no descriptor above 1023
     watched.register(pidfd, select.POLLIN)
     return bool(watched.poll(None if timeout is None else timeout * 1000))
+
+
+class Program(Protocol):
+    """A `Process`, as its container sees it."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal."""
 
 
 class Programs:
@@ -41,7 +51,7 @@ class Programs:
     def __init__(self, launched: Launched, spec: ContainerSpec) -> None:
         self.launched = launched
         self.spec = spec
-        self.running: dict[int, Process] = {}
+        self.running: dict[int, Program] = {}
         self.killed = False
         self.ending = False
         self._count = 0
