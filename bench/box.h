@@ -35,9 +35,6 @@ struct box_options {
     const char *lowers[MAX_LOWERS]; /* topmost first */
     int lower_count;
     int pooled_cgroups; /* groups made ahead and not removed in the measured time */
-    int pooled_dev;     /* /dev with its nodes is one detached tree, cloned for each container */
-    int late_skeleton;  /* directories made in the merged root instead of in the upper before it is mounted */
-    int root_in_parent; /* the parent mounts the overlay, in its own user namespace, and hands it over */
     const char *program;
     const char *init;
 };
@@ -53,7 +50,6 @@ struct box {
     int out;    /* read end of the program's standard output */
     int socket; /* to an init that serves; -1 otherwise */
     int group;  /* number of its cgroups */
-    int made;
     const char *failed; /* the step that failed inside, or NULL */
     long error;
     struct phase inside[MAX_PHASES];
@@ -75,6 +71,5 @@ void box_start(struct box *box, const char *mode);
 int box_wait(struct box *box);
 /* Removes its groups. */
 void box_remove(struct box *box);
-void box_finish(void);
 
 #endif

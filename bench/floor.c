@@ -50,8 +50,9 @@ static void usage(void)
     fprintf(stderr,
             "floor oneshot|phases|exec|exec-fork|teardown|spawn|pipe|idle\n"
             "  --count N --warm-up N --gap MS (pause before each) --program PATH --init PATH\n"
-            "  --lower DIR (repeatable, topmost first; `hide` is a layer of whiteouts; default: hide, /)  --without STEP,...  --pooled-cgroups --pooled-dev\n"
-            "  --late-skeleton --root-in-parent --processes N --containers N --filter --measure\n  steps:");
+            "  --lower DIR (repeatable, topmost first; `hide` is a layer of whiteouts; default: hide, /)\n"
+            "  --without STEP,...  --pooled-cgroups\n"
+            "  --processes N --containers N --filter --measure\n  steps:");
     for (int i = 0; i < STEP_COUNT; i++)
         fprintf(stderr, " %s", STEPS[i].name);
     fprintf(stderr, "\n");
@@ -78,8 +79,7 @@ static void parse(int argc, char **argv)
     static const struct option longs[] = {
         {"count", 1, 0, 'n'},          {"warm-up", 1, 0, 'w'},       {"gap", 1, 0, 'g'},
         {"program", 1, 0, 'p'},        {"init", 1, 0, 'i'},          {"lower", 1, 0, 'l'},
-        {"without", 1, 0, 'x'},        {"pooled-cgroups", 0, 0, 'c'}, {"pooled-dev", 0, 0, 'd'},
-        {"late-skeleton", 0, 0, 's'},  {"root-in-parent", 0, 0, 'f'},    {"processes", 1, 0, 'P'},
+        {"without", 1, 0, 'x'},        {"pooled-cgroups", 0, 0, 'c'}, {"processes", 1, 0, 'P'},
         {"containers", 1, 0, 'C'},     {"filter", 0, 0, 'F'},        {"measure", 0, 0, 'M'},
         {0, 0, 0, 0},
     };
@@ -98,9 +98,6 @@ static void parse(int argc, char **argv)
             break;
         case 'x': leave_out(optarg); break;
         case 'c': options.pooled_cgroups = 1; break;
-        case 'd': options.pooled_dev = 1; break;
-        case 's': options.late_skeleton = 1; break;
-        case 'f': options.root_in_parent = 1; break;
         case 'P': processes = atol(optarg); break;
         case 'C': containers = atol(optarg); break;
         case 'F': filtered = 1; break;
@@ -183,48 +180,59 @@ static void phases(void)
         printf("  %8.1f  %s\n", median(in[k], count), box.inside[k].name);
 }
 
-static void send_job(int socket, const int *fds)
+static void send_job(int socket, const int *fds, int fd_count)
 {
-    char control[CMSG_SPACE(3 * sizeof(int))] = {0};
+    char control[CMSG_SPACE((3 + MAX_GROUPS) * sizeof(int))] = {0};
     struct iovec part = {.iov_base = (void *)"x", .iov_len = 1};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
-                             .msg_controllen = sizeof control};
+                             .msg_controllen = CMSG_SPACE((size_t)fd_count * sizeof(int))};
     struct cmsghdr *head = CMSG_FIRSTHDR(&message);
     head->cmsg_level = SOL_SOCKET;
     head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(3 * sizeof(int));
-    memcpy(CMSG_DATA(head), fds, 3 * sizeof(int));
+    head->cmsg_len = CMSG_LEN((size_t)fd_count * sizeof(int));
+    memcpy(CMSG_DATA(head), fds, (size_t)fd_count * sizeof(int));
     if (sendmsg(socket, &message, 0) != 1)
         die("sendmsg", -errno);
 }
 
-/* The program behind fds[0] writes to fds[1]; its status comes on fds[2]. The floor keeps the filter in init, whence
- * the program inherits it; --filter installs it once for each program, as an init without one has to. */
+static void one_exec(struct box *box, int group)
+{
+    int out[2], done[2], status = -1, fds[3 + MAX_GROUPS], group_count = 0;
+    char buffer[4096];
+    if (measured) {
+        group_make(group, 1);
+        group_open_tasks(group, fds + 3, &group_count);
+    }
+    if (pipe2(out, O_CLOEXEC) || pipe2(done, O_CLOEXEC))
+        die("pipe", -errno);
+    fds[0] = box_program();
+    fds[1] = out[1];
+    fds[2] = done[1];
+    send_job(box->socket, fds, 3 + group_count);
+    for (int i = 1; i < 3 + group_count; i++)
+        close(fds[i]);
+    while (read(out[0], buffer, sizeof buffer) > 0)
+        ;
+    if (read(done[0], &status, sizeof status) != sizeof status || status)
+        die("exec in the container", -EIO);
+    close(out[0]);
+    close(done[0]);
+    if (measured) {
+        group_read(group);
+        group_remove(group);
+    }
+}
+
+/* The floor keeps the filter in init, whence the program inherits it; --filter installs it once for each program, as an
+ * init without one has to. --measure: groups of its own, with limits, joined, read and removed. */
 static void exec_in_server(void)
 {
     struct box box;
-    int program = box_program();
     box_start(&box, filtered ? "filter" : "serve");
     for (long i = -warm_up; i < count; i++) {
-        int out[2], done[2], status = -1;
-        char buffer[4096];
         pause_between();
         int64_t begin = now_ns();
-        if (measured)
-            group_make((int)(1000000 + i), 1);
-        if (pipe2(out, O_CLOEXEC) || pipe2(done, O_CLOEXEC))
-            die("pipe", -errno);
-        send_job(box.socket, (int[]){program, out[1], done[1]});
-        close(out[1]);
-        close(done[1]);
-        while (read(out[0], buffer, sizeof buffer) > 0)
-            ;
-        if (read(done[0], &status, sizeof status) != sizeof status || status)
-            die("exec in the container", -EIO);
-        close(out[0]);
-        close(done[0]);
-        if (measured)
-            group_remove((int)(1000000 + i));
+        one_exec(&box, (int)(1000000 + i));
         if (i >= 0)
             printf("%lld\n", (long long)(now_ns() - begin));
     }
@@ -444,6 +452,5 @@ int main(int argc, char **argv)
         idle();
     else
         usage();
-    box_finish();
     return 0;
 }

@@ -141,7 +141,7 @@ void groups_finish(void)
 
 int group_make(int number, int with_limits)
 {
-    char name[64];
+    char name[96];
     snprintf(name, sizeof name, "%d", number);
     for (int i = 0; i < hierarchy_count; i++) {
         if (mkdirat(hierarchies[i].base, name, 0755) && errno != EEXIST)
@@ -173,6 +173,38 @@ void group_open_tasks(int number, int *fds, int *count)
         if (fd < 0)
             die(name, -errno);
         fds[(*count)++] = fd;
+    }
+}
+
+void group_read(int number)
+{
+    static const struct limit files[] = {
+        {"memory", "memory.max_usage_in_bytes", 0},
+        {"memory", "memory.oom_control", 0},
+        {"cpu", "cpu.stat", 0},
+        {"cpuacct", "cpuacct.usage", 0},
+        {"cpuacct", "cpuacct.usage_user", 0},
+        {"pids", "pids.peak", 0},
+        {"blkio", "blkio.throttle.io_service_bytes_recursive", 0},
+        {"v2", "memory.peak", 0},
+        {"v2", "memory.events", 0},
+        {"v2", "cpu.stat", 0},
+        {"v2", "pids.peak", 0},
+        {"v2", "io.stat", 0},
+    };
+    char name[96], buffer[4096];
+    for (size_t k = 0; k < sizeof files / sizeof *files; k++) {
+        for (int i = 0; i < hierarchy_count; i++) {
+            if (strcmp(hierarchies[i].controller, files[k].controller))
+                continue;
+            snprintf(name, sizeof name, "%d/%s", number, files[k].file);
+            int fd = openat(hierarchies[i].base, name, O_RDONLY | O_CLOEXEC);
+            if (fd < 0)
+                continue;
+            if (read(fd, buffer, sizeof buffer) < 0)
+                die(files[k].file, -errno);
+            close(fd);
+        }
     }
 }
 

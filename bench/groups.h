@@ -7,6 +7,8 @@ void groups_finish(void);
 /* A numbered group below the base, in every hierarchy. */
 int group_make(int number, int with_limits);
 void group_open_tasks(int number, int *fds, int *count);
+/* Reads what a measurement needs of it. */
+void group_read(int number);
 void group_remove(int number);
 
 #endif

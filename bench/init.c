@@ -1,6 +1,7 @@
 /* PID 1 of the floor's containers, static and without libc: the same part that isobox-init plays.
  *   init run       starts the program behind descriptor 3 with descriptor 1 as its output, reaps it, exits
- *   init serve     for each message on the socket 3: three descriptors (program, output, status pipe); runs it
+ *   init serve     for each message on the socket 3: descriptors of program, output, status pipe and of groups that
+ *                  the program joins; runs it
  *   init filter    like serve, but each program installs the seccomp filter for itself
  *   init idle      waits until it is killed, after writing one byte to descriptor 1
  *   init fork:N    the same with N children that wait too */
@@ -23,6 +24,8 @@ struct message {
 struct job {
     int program;
     int output;
+    int *groups; /* descriptors of `tasks` files to write to */
+    int group_count;
 };
 
 static char stack[8192] __attribute__((aligned(16)));
@@ -46,6 +49,8 @@ static int child(void *opaque)
     struct job *job = opaque;
     if (program_filter.len && raw3(NR_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &program_filter) < 0)
         return 126;
+    for (int i = 0; i < job->group_count; i++)
+        raw3(NR_write, job->groups[i], "0", 1);
     if (job->output != 1)
         redirect(job->output, 1);
     raw5(NR_execveat, job->program, "", arguments, environment, 0x1000 /* AT_EMPTY_PATH */);
@@ -76,12 +81,14 @@ static void serve(void)
         if (got <= 0)
             raw1(NR_exit_group, 0);
         int *fds = (int *)(control + 2);
-        struct job job = {fds[0], fds[1]};
+        int count = (int)((control[0] - 2 * sizeof control[0]) / sizeof *fds); /* cmsg_len without its header */
+        struct job job = {fds[0], fds[1], fds + 3, count - 3};
         int status = run(&job);
-        raw1(NR_close, fds[0]);
-        raw1(NR_close, fds[1]);
-        raw3(NR_write, fds[2], &status, sizeof status);
-        raw1(NR_close, fds[2]);
+        for (int i = 0; i < count; i++) {
+            if (i == 2)
+                raw3(NR_write, fds[i], &status, sizeof status);
+            raw1(NR_close, fds[i]);
+        }
     }
 }
 
@@ -103,7 +110,7 @@ void start(long *entry)
     const char *mode = entry[0] > 1 ? argv[1] : "run";
     long children = 0;
     if (*mode == 'r') {
-        struct job job = {3, 1};
+        struct job job = {3, 1, 0, 0};
         int status = run(&job);
         raw1(NR_exit_group, (status & 0x7f) ? 128 + (status & 0x7f) : (status >> 8) & 0xff);
     }

@@ -25,11 +25,11 @@ WITHOUT_LIBC = (
     "-Wl,--build-id=none",
     "-Wl,-z,noseparate-code",
 )
-HEADERS = ("raw.h", "box.h", "groups.h", "filter.h")
+HEADERS = ("raw.h", "box.h", "groups.h", "filter.h", "job.h")
 PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "true": (("true.c",), WITHOUT_LIBC),
     "init": (("init.c",), WITHOUT_LIBC),
-    "floor": (("floor.c", "box.c", "groups.c"), WARNINGS),
+    "floor": (("floor.c", "box.c", "inside.c", "groups.c"), WARNINGS),
     "work": (("work.c",), (*WARNINGS, "-static", "-pthread")),
 }
 
