@@ -346,7 +346,6 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     host = cgroups.discover()
     groups = cgroups.Groups(host, f"{os.getpid()}-doctor" if owner is None else owner.id)
     stack.callback(_close, groups)
-    place = "/" if owner is None else os.path.dirname(owner.data)
     cpu = min(features().cpus)
     trials: dict[str, Limits] = {
         "cpu limit": Limits(cpu=0.5),
@@ -355,8 +354,10 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
         "memory limit": Limits(memory=64 << 20),
         "swap limit": Limits(memory=64 << 20, swap=1 << 20),
         "pids limit": Limits(pids=64),
-        "io limit": Limits(io=(IoLimit(place, write_bps=1 << 30),)),
     }
+    disk = _block_device()
+    if disk:
+        trials["io limit"] = Limits(io=(IoLimit(disk, write_bps=1 << 30),))
     yield Item(
         "cgroups",
         "missing" if host.layout == "none" else "works" if features().cgroups else "degraded",
@@ -365,8 +366,20 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     )
     for name, limits in trials.items():
         yield _limit(name, lambda limits=limits: groups.container(limits, id="doctor").close())  # type: ignore[misc]
+    if not disk:
+        why = "there is no block device to limit"
+        yield Item("io limit", "missing", why, "run isobox where /sys/block shows the machine's disks")
     yield _limit("pause", lambda: _pause(groups))
     yield from _measurement(groups)
+
+
+def _block_device() -> str:
+    """The numbers of a disk of this machine, for the experiment only; empty if there is none."""
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir("/sys/block")):
+            if not name.startswith(("loop", "ram", "zram", "sr", "fd")):
+                return idmap.read_text(f"/sys/block/{name}/dev").strip()
+    return ""
 
 
 def _limit(name: str, attempt: Callable[[], object]) -> Item:
