@@ -418,6 +418,41 @@ def test_kill_of_an_exec_in_a_paused_container(groups: Groups) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+def test_closing_what_is_paused(groups: Groups) -> None:
+    group = groups.container(NOTHING, id="c")
+    process = start("import time; time.sleep(60)", group)
+    wait_for(lambda: not group.empty())
+    group.freeze()
+    group.close()
+    ended(process)
+    wait_for(lambda: not any(os.path.exists(path) for path in group.paths))
+
+
+def test_closing_an_exec_of_what_is_paused(groups: Groups) -> None:
+    group = groups.container(NOTHING, id="c")
+    child = group.child()
+    process = start("import time; time.sleep(60)", group, child)
+    wait_for(lambda: not child.empty())
+    group.freeze()
+    child.close()
+    time.sleep(0.3)
+    group.thaw()
+    ended(process)
+    wait_for(lambda: not any(os.path.exists(path) for path in child.paths))
+
+
+def test_swapping_is_said(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isobox.cgroups import meter
+
+    monkeypatch.setattr(groups, "host", CgroupHost(HOST.layout, HOST.controllers, swap=True))
+    group = groups.container(NOTHING, id="c")
+    child = group.child()
+    assert child.read().notes == groups.container(NOTHING, id="d").read().notes
+    pages = meter.swapped_pages()
+    monkeypatch.setattr(meter, "swapped_pages", lambda: pages + 7)
+    assert any("swapped" in note for note in child.read().notes)
+
+
 def test_throttling_is_said(groups: Groups) -> None:
     group = groups.container(Limits(cpu=0.1), id="c")
     child = group.child()

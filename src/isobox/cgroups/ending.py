@@ -11,7 +11,7 @@ from typing import Final
 
 from ..errors import CgroupError
 from .convert import parse_flat
-from .directory import GONE, Directory
+from .directory import Directory
 
 _BATCH: Final = 128  # process descriptors held at one time
 _SIGNAL_AGAIN: Final = 0.05
@@ -159,14 +159,3 @@ def remove_all(group: Directory) -> bool:
     for below in group.walk():
         gone = below.remove() and gone
     return gone
-
-
-def exists(group: Directory) -> bool:
-    """Return whether the group is still there."""
-    try:
-        os.stat(group.name, dir_fd=group.tree.fd)
-    except OSError as error:
-        if error.errno in GONE:
-            return False
-        raise
-    return True

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CgroupError, StateError, UnsupportedError
@@ -70,6 +71,21 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<Group {self.id} {self.paths}>"
+
+    @property
+    def is_exec(self) -> bool:
+        """Whether it is an exec's group, below a container's."""
+        return self._parent is not None
+
+    @property
+    def container(self) -> Group:
+        """The group of the container: of an exec, the one above it."""
+        return self._parent or self
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
 
     @property
     def present(self) -> bool:
@@ -197,8 +213,8 @@ class Group:
                 bundle.open()
             if memory is not None or pids != bundle.pids:
                 group.apply(Limits(memory=memory, pids=pids))
-            if self.limits.cpu is not None and measure:
-                group._meter.begin()
+            if measure and (self.limits.cpu is not None or self._groups.host.swap):
+                group._meter.begin(limited=self.limits.cpu is not None, swap=self._groups.host.swap)
         except BaseException:
             group.close()
             raise
@@ -283,7 +299,7 @@ class Group:
         if nobody(top):
             return
         self._bundle.pids = 0
-        container = self._parent or self
+        container = self.container
         lifted = False
 
         def unthrottle() -> None:
@@ -368,13 +384,17 @@ class Group:
             children = list(self._children)
         for child in children:
             child.close()
+        freezer = self._at("freezer")
+        if self._frozen and freezer is not None and self._groups.is_ours():
+            with suppress(CgroupError):  # gone already, or the removal says it
+                DIALECTS[freezer.tree.version].thaw(freezer)  # or nothing in it could ever die
         self._meter.close()
         for bundle in (self._bundle, *self._spare):
             bundle.close()
         if self._groups.is_ours():
             self._groups.retire(self)
 
-    def _recycle(self) -> bool:
+    def recycle(self) -> bool:
         """Give the directory of an unmeasured exec back to its container; False if it can't serve again."""
         bundle, parent = self._bundle, self._parent
         if parent is None or self.measured or len(bundle.directories) != 1 or "pids" not in bundle.at:
@@ -392,6 +412,13 @@ class Group:
                 return False
             parent._idle.append(bundle)
         return True
+
+    def surrender(self) -> list[Directory]:
+        """Return the directories of a closed group, those made ahead first: to be removed."""
+        bundles = [*self._spare, *self._idle, self._bundle]
+        self._spare.clear()
+        self._idle.clear()
+        return [group for bundle in bundles for group in bundle.directories]
 
     def forget(self) -> None:
         """Take the exec off its container, before its directories are removed."""

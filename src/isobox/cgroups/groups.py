@@ -20,9 +20,9 @@ from .bundle import Bundle
 from .collection import collect, find, own_path
 from .convert import parse_service
 from .dialect import Reading
-from .directory import Directory, Tree
+from .directory import Tree
 from .discovery import CgroupHost
-from .ending import end, exists, remove_all
+from .ending import end, remove_all
 from .group import DEFAULT_PIDS, Group
 from .trees import make_trees
 from .worker import Job, Worker
@@ -140,13 +140,13 @@ class Groups:
     def retire(self, group: Group) -> None:
         """Take back a closed group."""
         self._containers.discard(group)
-        if group._recycle() or not group.present:
+        if group.recycle() or not group.present:
             return
         self._worker.submit(_removal(group), 0.002)
-        if group._parent is None:
+        if not group.is_exec:
             self._refill()
-        elif group.measured and group._parent.runs_short():
-            self.prepare_child(group._parent)
+        elif group.measured and group.container.runs_short():
+            self.prepare_child(group.container)
 
     # What there is
 
@@ -304,31 +304,27 @@ def _quietly(group: Group, opened: bool) -> None:
 
 def _removal(group: Group) -> Job:
     """Return the job that removes a closed group: tried again while its processes still end."""
-    left: list[Directory] = []
-    for bundle in (*group._spare, *group._idle, group._bundle):
-        left.extend(bundle.directories)
-    group._spare.clear()
-    group._idle.clear()
+    left = group.surrender()
     started = time.monotonic()
     pause = 0.001
-    killed = False
 
     def job() -> float | None:
-        nonlocal left, pause, killed
+        nonlocal left, pause
         group.forget()
         left = [each for each in left if not remove_all(each)]
         if not left:
             return None
         pause = min(pause * 1.7, 0.1)
         waited = time.monotonic() - started
-        if waited > 0.1 and not killed:  # its processes should be dead: see to it
-            killed = True
-            for each in left:
-                if exists(each):
-                    end(each)
         if waited > _BUSY_SECONDS:
+            if group.is_exec and not group.container.closed:
+                return None  # a paused container's: removed with it
             message = f"{left[0].path} stays in use"
             raise CgroupError(errno.EBUSY, message, stage="cgroup", op="rmdir")
+        if waited > 0.1:  # its processes should be dead: see to it
+            for each in left:
+                with contextlib.suppress(CgroupError):
+                    end(each, timeout=0.05)
         return pause
 
     return job

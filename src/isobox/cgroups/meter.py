@@ -10,6 +10,7 @@ from typing import Final
 from ..errors import CgroupError
 from ..usage import Usage
 from .bundle import DIALECTS, Bundle
+from .convert import parse_flat
 from .dialect import Reading
 from .directory import Directory
 
@@ -22,7 +23,7 @@ class Meter:
     has what the container's count has grown by.
     """
 
-    __slots__ = ("_at", "_below", "_fds", "_gone", "_lock", "_throttled", "_time_fd", "parent")
+    __slots__ = ("_at", "_below", "_fds", "_gone", "_lock", "_swapped", "_throttled", "_time_fd", "parent")
 
     def __init__(self, bundle: Bundle, parent: Meter | None) -> None:
         self.parent = parent
@@ -31,15 +32,19 @@ class Meter:
         self._below: set[Meter] = set()
         self._gone = 0
         self._throttled: tuple[int, float] | None = None
+        self._swapped: int | None = None
         self._fds: list[int] = []
         self._time_fd = -1
         if parent is not None:
             with parent._lock:
                 parent._below.add(self)
 
-    def begin(self) -> None:
-        """Remember how long the container has been held back until now."""
-        self._throttled = self._held_back()
+    def begin(self, *, limited: bool, swap: bool) -> None:
+        """Remember what was before: how long a limited container was held back, what the host swapped."""
+        if limited:
+            self._throttled = self._held_back()
+        if swap:
+            self._swapped = swapped_pages()
 
     def oom_kills(self) -> int:
         """Return how many processes the kernel has killed for want of memory; of execs too."""
@@ -111,6 +116,8 @@ class Meter:
             if "io_read" not in reading.values:
                 explain_io(reading)
         self._read_throttled(reading)
+        if self._swapped is not None and (pages := swapped_pages() - self._swapped) > 0:
+            reading.notes.append(f"the host swapped {pages} pages meanwhile: times may be too long")
         return reading.usage()
 
     def _held_back(self) -> tuple[int, float] | None:
@@ -145,6 +152,16 @@ class Meter:
 
 
 _OOM_FILES: Final = {1: "memory.oom_control", 2: "memory.events"}
+
+
+def swapped_pages() -> int:
+    """Return how many pages the host has swapped in and out since it booted."""
+    try:
+        with open("/proc/vmstat", "rb", buffering=0) as file:
+            values = parse_flat(file.readall())
+    except OSError:
+        return 0
+    return values.get("pswpin", 0) + values.get("pswpout", 0)
 
 
 def _unreadable(error: OSError, group: Directory, op: str) -> CgroupError:
