@@ -19,6 +19,7 @@ from .peers import Peers
 from .remote import Remote
 from .samples import Failed, Series, Subject, interleave, progress
 
+TRUE = str(BUILD / "true")
 GIB = 1 << 30
 MIB = 1 << 20
 RESIDENT = {"10 MB": 10 * MIB, "1 GB": GIB, "4 GB": 4 * GIB}
@@ -59,14 +60,24 @@ class Bench:
     rootfs: Path
     peers: Peers
     quick: bool
-    host_program: str
-    floor: Floor = field(init=False)
-    host_floor: Floor = field(init=False)
+    dynamic: str = field(factory=lambda: dynamic_program())
     remotes: dict[int, Remote] = field(factory=dict)
+    _seen: list[str] = field(factory=list)
 
-    def __attrs_post_init__(self) -> None:
-        self.floor = Floor(str(BUILD / "true"), (str(self.rootfs),))
-        self.host_floor = Floor(self.host_program)
+    @property
+    def floor(self) -> Floor:
+        """The floor on the root folder that all engines get."""
+        return Floor(TRUE, (str(self.rootfs),))
+
+    def host_program(self) -> str:
+        """What is run in the host image: the static `true`, unless it lies where that image shows nothing."""
+        if not self._seen:
+            try:
+                self.isobox().ask(do="oneshot", count=1, image="host", program=TRUE)
+                self._seen.append(TRUE)
+            except Failed:
+                self._seen.append(self.dynamic)
+        return self._seen[0]
 
     def isobox(self, resident: int = 0) -> Remote:
         """The process that uses isobox and holds so many bytes; one of each size."""
@@ -95,9 +106,9 @@ class Bench:
 
         return take
 
-    def floored(self, what: str, *options: str, host: bool = False) -> Callable[[int], Sequence[float]]:
-        """Takes samples with the floor."""
-        floor = self.host_floor if host else self.floor
+    def floored(self, what: str, *options: str, host: str = "") -> Callable[[int], Sequence[float]]:
+        """Takes samples with the floor; with `host`, that program is run in the host image."""
+        floor = Floor(host) if host else self.floor
         return lambda count: floor.samples(what, count, *options)
 
     def rounds(self, quick: int, full: int) -> int:
@@ -113,16 +124,14 @@ class Bench:
 
 def oneshot(bench: Bench) -> Case:
     """A container made, one program run in it, everything gone."""
-    true = str(BUILD / "true")
+    program = bench.host_program()
     subjects = [
         Subject("floor", bench.floored("oneshot"), note="C, the same work"),
         Subject("floor, groups pooled", bench.floored("oneshot", "--pooled-cgroups")),
         Subject("isobox.run", bench.asked(do="oneshot")),
-        Subject("floor, host image", bench.floored("oneshot", host=True)),
-        Subject(
-            "isobox.run, host image", bench.asked(do="oneshot", image="host", program=bench.host_program)
-        ),
-        Subject("subprocess.run", bench.asked(do="subprocess", program=true), note="no isolation"),
+        Subject("floor, host image", bench.floored("oneshot", host=program)),
+        Subject("isobox.run, host image", bench.asked(do="oneshot", image="host", program=program)),
+        Subject("subprocess.run", bench.asked(do="subprocess", program=TRUE), note="no isolation"),
         *bench.peers.subjects(),
     ]
     return Case("one-shot", interleave("one-shot", subjects, bench.rounds(4, 15)))
@@ -139,21 +148,18 @@ def spaced(bench: Bench) -> Case:
 
 def executed(bench: Bench) -> Case:
     """A program in a container that lives, its output captured; last one that needs loader and libc."""
-    true = str(BUILD / "true")
-    dynamic: dict[str, Any] = {"do": "exec", "image": "host", "program": bench.host_program}
+    dynamic: dict[str, Any] = {"do": "exec", "image": "host", "program": bench.dynamic}
     subjects = [
         Subject("floor: server inside", bench.floored("exec"), 20),
         Subject("floor: server inside, filter for each", bench.floored("exec", "--filter"), 20),
         Subject("floor: server inside, own groups", bench.floored("exec", "--measure"), 20),
         Subject("floor: fork and setns", bench.floored("exec-fork"), 20),
         Subject("floor: spawn, not isolated", bench.floored("spawn"), 20),
-        Subject("subprocess.run", bench.asked(do="subprocess", program=true), 20, "no isolation"),
+        Subject("subprocess.run", bench.asked(do="subprocess", program=TRUE), 20, "no isolation"),
         Subject("exec, measure=False", bench.asked(do="exec", measure=False), 20),
         Subject("exec, measure=True", bench.asked(do="exec", measure=True), 20),
-        Subject("dynamic program: floor", bench.floored("exec", host=True), 20),
-        Subject(
-            "dynamic program: subprocess.run", bench.asked(do="subprocess", program=bench.host_program), 20
-        ),
+        Subject("dynamic program: floor", bench.floored("exec", host=bench.dynamic), 20),
+        Subject("dynamic program: subprocess.run", bench.asked(do="subprocess", program=bench.dynamic), 20),
         Subject("dynamic program: exec, measure=False", bench.asked(measure=False, **dynamic), 20),
         Subject("dynamic program: exec, measure=True", bench.asked(measure=True, **dynamic), 20),
     ]
@@ -249,10 +255,9 @@ def idle(bench: Bench) -> Case:
 def stdout(bench: Bench) -> Case:
     """How fast a program's output reaches Python."""
     size = 128 if bench.quick else 512
-    program = str(BUILD / "true")
 
     def take(how: str) -> Callable[[int], Sequence[float]]:
-        return bench.once(do="stdout", how=how, mebibytes=size, program=program)
+        return bench.once(do="stdout", how=how, mebibytes=size, program=TRUE)
 
     def floor(count: int) -> Sequence[float]:
         return [GIB / (sample / 1e9) for sample in bench.floor.samples("pipe", count)]
@@ -302,8 +307,8 @@ CASES: dict[str, Callable[[Bench], Case]] = {
 }
 
 
-def host_program() -> str:
-    """A small program that the host image has."""
+def dynamic_program() -> str:
+    """A small program of the host that needs the loader and libc."""
     for path in ("/usr/bin/true", "/bin/true"):
         if os.access(path, os.X_OK):
             return path

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from attrs import asdict
 
-from .cases import CASES, Bench, Case, host_program
+from .cases import CASES, Bench, Case
 from .goals import Goal, goals
 from .install import find
 from .native import compile_all
@@ -56,7 +56,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Case], dict[str, st
         rootfs = make_rootfs(work / "rootfs", find("busybox"))
         peers = Peers(work, rootfs)
         peers.absent.update(dict.fromkeys(options.without, "left out"))
-        bench = Bench(work, rootfs, peers, options.quick, host_program())
+        bench = Bench(work, rootfs, peers, options.quick)
         cases = {}
         try:
             for name in options.case or CASES:
