@@ -1,0 +1,45 @@
+"""What a test needs of its host, by the facts of `isobox.host.features()`.
+
+A test is skipped where the host lacks one. With ISOBOX_MUST_WORK=1 (CI) that is a failure instead, but for
+the facts in ISOBOX_MAY_LACK, a list with commas. "root" and "ordinary_user" are about who runs the tests,
+and never a failure. A name that `host` does not know is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import pytest
+
+WHO = {"root": os.geteuid() == 0, "ordinary_user": os.geteuid() != 0}
+
+
+def obstacle(names: Iterable[str]) -> str:
+    """Why a test that needs these is skipped, or "". Fails the test where it must not be skipped."""
+    may_lack = set(filter(None, os.environ.get("ISOBOX_MAY_LACK", "").split(",")))
+    for name in names:
+        if name in WHO:
+            if not WHO[name]:
+                return f"for {name} only"
+            continue
+        reason = lacking(name)
+        if not reason:
+            continue
+        if os.environ.get("ISOBOX_MUST_WORK") == "1" and name not in may_lack:
+            pytest.fail(f"{reason} (and ISOBOX_MUST_WORK=1)", pytrace=False)
+        return reason
+    return ""
+
+
+def lacking(name: str) -> str:
+    """Why this host lacks a feature, or "" where it is there."""
+    from isobox import host
+
+    features = host.features()
+    if not hasattr(features, name):
+        raise LookupError(f"requires({name!r}): isobox.host.features() knows no such fact")
+    if getattr(features, name):
+        return ""
+    why = features.why(name)
+    return f"this host lacks {name}" + (f": {why}" if why else "")
