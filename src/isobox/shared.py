@@ -88,7 +88,6 @@ class Shared:
         self.host_rootfs: Rootfs | None = None
         self._host_paths: tuple[str, ...] = ()
         self.lock = threading.Lock()
-        self.own_plans = Bounded[tuple[object, ...], tuple[list[Op], bytes]](64)
         self._plans = Bounded[Hashable, tuple[Shape, list[Op], bytes]](16)
         self.before_close: list[Callable[[], object]] = []
         atexit.register(self.close)

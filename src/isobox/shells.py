@@ -26,8 +26,9 @@ from .errors import IsoboxError, SetupError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
 from .plan.ops import Op
-from .plan.setup import Shape, prepare_plan
+from .plan.setup import Placed, Shape, prepare_plan
 from .rootfs.layers import Rootfs
+from .security import paths
 from .shared import Shared
 
 # include/uapi/linux/sched.h and wait.h
@@ -63,6 +64,10 @@ class Wanted:
     own_netns: bool
     own_utsns: bool
     own_ipcns: bool
+    views: tuple[tuple[str, bytes], ...]
+    cpus: frozenset[int] | None
+    bounding: int
+    mounts: tuple[Placed, ...]
 
     @property
     def flags(self) -> int:
@@ -165,6 +170,15 @@ def _shape(
         own_netns=wanted.own_netns,
         own_ipcns=wanted.own_ipcns,
         lowerdir_plus=shared.lowerdir_plus,
+        views=wanted.views,
+        cpus=wanted.cpus,
+        bounding=wanted.bounding,
+        mounts=wanted.mounts,
+        # In a user namespace of their own the programs can't reach these anyway.
+        masked=()
+        if wanted.own_userns
+        else [(path, os.path.isdir(path)) for path in paths.MASKED if os.path.exists(path)],
+        protected=() if wanted.own_userns else [path for path in paths.READ_ONLY if os.path.exists(path)],
     )
 
 
@@ -271,7 +285,8 @@ class Shells:
 
     def take(self, wanted: Wanted) -> Shell:
         """Return a shell of this kind, the caller's. Raises `SetupError`."""
-        if wanted.disk is not None or wanted.devices or wanted.rootfs is not self.shared.host_rootfs:
+        one_off = wanted.disk is not None or wanted.devices or wanted.mounts
+        if one_off or wanted.rootfs is not self.shared.host_rootfs:
             return make_shell(wanted, self.shared)
         with self._changed:
             ready = self._ready.get(wanted)

@@ -22,12 +22,12 @@ from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
 from .plan.ops import Op, describe, encode
-from .plan.setup import Placed, Setup, hostname_plan, setup_plan
+from .plan.setup import Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
 from .rootfs.tar import unpack
 from .rootfs.views import views, visible_cpus
-from .security import capabilities, paths, seccomp
+from .security import capabilities, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
 from .spec import ContainerSpec, Mount
@@ -79,19 +79,20 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
         shared.owner.name(spec.name)
         stack.callback(shared.owner.release_name, spec.name)
     rootfs = _rootfs(spec, shared, stack)
-    wanted = _wanted(spec, shared, rootfs, stack)
+    mask = capabilities.effective(spec.cap_add, spec.cap_drop)
+    wanted = _wanted(spec, shared, rootfs, mask, stack)
     shell = shells(shared).take(wanted)
     stack.callback(shell.close)
     # From here on the shell prepares its root file system by itself; meanwhile, on this side:
     group = shared.groups.container(spec.limits, id=container_id)
     stack.callback(group.close)
-    mask = capabilities.effective(spec.cap_add, spec.cap_drop)
     program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)
     rlimits = _rlimits(spec, group)
     table = Descriptors(group.join_fds)
     try:
-        ops, plan = _own_plan(spec, shared, rootfs, len(group.join_fds), shell, mask, container_id, table)
-        reply = shell.control.setup(plan, table.fds)
+        mounts = _bound(spec, shell, table) if shared.root else []
+        ops = setup_plan(_own(spec, rootfs, len(group.join_fds), mounts, container_id))
+        reply = shell.control.setup(encode(ops), table.fds)
     finally:
         table.close()
     if reply.kind != _native.READY:
@@ -99,11 +100,15 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
     return Launched(container_id, shell, group, [*shell.ops, *ops], mask, program, rlimits, rootfs)
 
 
-def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, stack: ExitStack) -> Wanted:
+def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stack: ExitStack) -> Wanted:
+    """Everything of the container that its shell can prepare."""
     disk = None
     if spec.upper == "disk":
         disk = shared.owner.disk_dir()
         stack.callback(shared.owner.discard, disk)
+    allowed = os.sched_getaffinity(0)
+    chosen = visible_cpus(spec.limits, allowed)
+    placed = _placed(spec.mounts)
     return Wanted(
         rootfs=rootfs,
         scratch_size=_scratch_size(spec),
@@ -113,6 +118,25 @@ def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, stack: ExitStac
         own_netns=spec.network != "host",
         own_utsns=spec.namespaces["uts"] == "private",
         own_ipcns=spec.namespaces["ipc"] == "private",
+        views=tuple(views(spec.limits, sorted(chosen or allowed)).items()),
+        cpus=None if chosen is None else frozenset(chosen),
+        bounding=mask,
+        # root mounts descriptors later; what an ordinary user mounts has to be in sight still.
+        mounts=() if shared.root else placed,
+    )
+
+
+def _own(
+    spec: ContainerSpec, rootfs: Rootfs, joins: int, mounts: Sequence[Placed], container_id: str
+) -> Setup:
+    """Gather the container's own part."""
+    hostname = spec.hostname or spec.name or container_id
+    return Setup(
+        hostname=hostname if spec.namespaces["uts"] == "private" else None,
+        join_fds=range(joins),
+        late_namespaces=late_namespaces(spec.namespaces),
+        mounts=mounts,
+        read_only=[tree.target for tree in rootfs.trees if tree.kind == "overlay"] if spec.read_only else (),
     )
 
 
@@ -133,10 +157,10 @@ def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
     """Return the ops of a container that is not started."""
     with ExitStack() as stack:
         rootfs = _rootfs(spec, shared, stack)
-        wanted = _wanted(spec, shared, rootfs, stack)
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
-        own, _plan = _own_plan(spec, shared, rootfs, 0, None, mask, "0" * 12, None)
-        return [*shell_plan(wanted, shared), *own]
+        wanted = _wanted(spec, shared, rootfs, mask, stack)
+        mounts = _placed(spec.mounts) if shared.root else ()
+        return [*shell_plan(wanted, shared), *setup_plan(_own(spec, rootfs, 0, mounts, "0" * 12))]
 
 
 def _refuse(spec: ContainerSpec, shared: Shared) -> None:
@@ -183,12 +207,15 @@ def _scratch_size(spec: ContainerSpec) -> int:
     return max(whole // 2, 1 << 20)
 
 
-def _place(mount: Mount, shared: Shared, userns_fd: int, table: Descriptors | None) -> Placed:
-    if mount.kind == "tmpfs":
-        return Placed(mount, False, None)
+def _placed(mounts: Sequence[Mount]) -> tuple[Placed, ...]:
+    """Look at the sources on the host."""
+    return tuple(Placed(mount, mount.kind == "bind" and _is_file(mount), None) for mount in mounts)
+
+
+def _is_file(mount: Mount) -> bool:
     assert mount.source is not None
     try:
-        found = os.stat(mount.source)
+        return not stat.S_ISDIR(os.stat(mount.source).st_mode)
     except OSError as error:
         raise SetupError(
             error.errno or errno.EIO,
@@ -197,79 +224,35 @@ def _place(mount: Mount, shared: Shared, userns_fd: int, table: Descriptors | No
             op="stat",
             hint="Give a path that exists on the host",
         ) from None
-    tree = None
-    if shared.root and table is not None:
-        fd = _native.clone_tree(mount.source, recursive=True)
-        tree = table.own(fd)
-        if userns_fd >= 0:
-            try:
-                idmapped(fd, userns_fd, recursive=True, what=mount.source)
-            except UnsupportedError:
-                if not mount.read_only:
-                    raise
-    return Placed(mount, not stat.S_ISDIR(found.st_mode), tree)
 
 
-def _placed(
-    spec: ContainerSpec, shared: Shared, shell: Shell | None, table: Descriptors | None
-) -> list[Placed]:
+def _bound(spec: ContainerSpec, shell: Shell, table: Descriptors) -> list[Placed]:
+    """Detached copies of the sources, as root may make them; owners inside are those on the host."""
     if not spec.mounts:
         return []
     userns_fd = -1
-    if shell is not None and shell.id_map is not None and shared.root:
+    if shell.id_map is not None:
         userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return [_place(mount, shared, userns_fd, table) for mount in spec.mounts]
+        return [_bind(placed, userns_fd, table) for placed in _placed(spec.mounts)]
     finally:
         if userns_fd >= 0:
             os.close(userns_fd)
 
 
-def _own_plan(
-    spec: ContainerSpec,
-    shared: Shared,
-    rootfs: Rootfs,
-    joins: int,
-    shell: Shell | None,
-    mask: int,
-    container_id: str,
-    table: Descriptors | None,
-) -> tuple[list[Op], bytes]:
-    """The container's own part of the plan; descriptors go into `table`, behind those of the cgroups.
-
-    All but the name and the mounts is the same for containers of the same limits, and made once.
-    """
-    allowed = os.sched_getaffinity(0)
-    chosen = visible_cpus(spec.limits, allowed)
-    cpus = None if chosen is None else frozenset(chosen)
-    private_uts = spec.namespaces["uts"] == "private"
-    naming = hostname_plan(spec.hostname or spec.name or container_id) if private_uts else []
-    late = late_namespaces(spec.namespaces)
-    covered = spec.userns == "host"  # else the user namespace keeps the paths out of reach
-    read_only = [tree.target for tree in rootfs.trees if tree.kind == "overlay"] if spec.read_only else ()
-    key = (spec.limits, cpus, frozenset(allowed), joins, mask, late, covered, tuple(read_only))
-    found = None if spec.mounts else shared.own_plans.get(key)
-    if found is None:
-        setup = Setup(
-            join_fds=range(joins),
-            late_namespaces=late,
-            mounts=_placed(spec, shared, shell, table),
-            views=views(spec.limits, sorted(cpus or allowed)),
-            cpus=cpus,
-            bounding=mask,
-            read_only=read_only,
-            stage=shared.stage,
-            masked=[(path, os.path.isdir(path)) for path in paths.MASKED if os.path.exists(path)]
-            if covered
-            else (),
-            protected=[path for path in paths.READ_ONLY if os.path.exists(path)] if covered else (),
-        )
-        ops = setup_plan(setup)
-        found = (ops, encode(ops))
-        if not spec.mounts:
-            shared.own_plans[key] = found
-    ops, plan = found
-    return [*naming, *ops], encode(naming) + plan
+def _bind(placed: Placed, userns_fd: int, table: Descriptors) -> Placed:
+    mount = placed.mount
+    if mount.source is None:
+        return placed
+    fd = _native.clone_tree(mount.source, recursive=True)
+    tree = table.own(fd)
+    if userns_fd >= 0:
+        try:
+            idmapped(fd, userns_fd, recursive=True, what=mount.source)
+        except UnsupportedError:
+            if not mount.read_only:
+                raise
+    return Placed(mount, placed.is_file, tree)
 
 
 def _setup_error(ops: Sequence[Op], reply: _native.Reply, group: Group) -> SetupError:

@@ -64,7 +64,8 @@ class Shape:
     """What the first part of a plan is made from: it names no container, so one may be made in advance.
 
     `layer_fds`, `dev_fd` and `disk_fd` are places in the table of descriptors that travels with it
-    (tree index → one detached copy a layer); what is not in it is reached by its path.
+    (tree index → one detached copy a layer); what is not in it is reached by its path, and so are the
+    sources of `mounts`.
     """
 
     stage: str
@@ -81,22 +82,23 @@ class Shape:
     own_netns: bool
     own_ipcns: bool
     lowerdir_plus: bool
+    views: Sequence[tuple[str, bytes]]
+    cpus: frozenset[int] | None
+    bounding: int
+    mounts: Sequence[Placed]
+    masked: Sequence[tuple[str, bool]]
+    protected: Sequence[str]
 
 
 @frozen
 class Setup:
-    """What the second part is made from: the container's own, but its name (`hostname_plan`)."""
+    """What the second part is made from: the container's own. The sources of `mounts` are descriptors."""
 
+    hostname: str | None
     join_fds: Sequence[int]
     late_namespaces: int
     mounts: Sequence[Placed]
-    views: Mapping[str, bytes]
-    cpus: frozenset[int] | None
-    bounding: int
     read_only: Sequence[str]
-    stage: str
-    masked: Sequence[tuple[str, bool]] = ()
-    protected: Sequence[str] = ()
 
 
 @define
@@ -151,37 +153,38 @@ def prepare_plan(shape: Shape) -> list[Op]:
     _scratch(stage, shape)
     _trees(stage, shape)
     _kernel_file_systems(stage, shape)
+    _covers(stage, shape)
     _devices(stage, shape)
-    return stage.ops
-
-
-def hostname_plan(hostname: str) -> list[Op]:
-    """Return the ops that name a container: apart, so that the rest serves many."""
-    return [make("HOSTNAME", strings=(hostname.encode(),))]
-
-
-def setup_plan(setup: Setup) -> list[Op]:
-    """Return the ops that make one container of what `prepare_plan` left."""
-    stage = _Stage(setup.stage)
-    for place in setup.join_fds:
-        stage.add("JOIN_CGROUP", place, note=f"descriptor {place}")
-    if setup.late_namespaces:
-        stage.add("UNSHARE", setup.late_namespaces, note="cgroup and time namespaces")
-    _covers(stage, setup)
-    _views(stage, setup)
-    _mounts(stage, setup)
-    for target in setup.read_only:
-        stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=(target,))
-        stage.add("SETATTR", ATTR_RDONLY, 0, 0, note="read-only")
+    _views(stage, shape.views)
+    _mounts(stage, shape.mounts)
+    # The kernel waits for all CPUs when it takes the old root away: not something for a start to wait for.
     stage.add("PIVOT", note="the host's tree is gone")
-    if setup.cpus is not None:
-        stage.add("AFFINITY", strings=(_cpu_mask(setup.cpus),), note=f"cpus {sorted(setup.cpus)}")
-    stage.add("BOUNDING", setup.bounding, note=f"keep {setup.bounding:#x}")
+    if shape.cpus is not None:
+        stage.add("AFFINITY", strings=(_cpu_mask(shape.cpus),), note=f"cpus {sorted(shape.cpus)}")
+    stage.add("BOUNDING", shape.bounding, note=f"keep {shape.bounding:#x}")
     # Init keeps its capabilities, but none to inherit: root's programs get the bounding set.
     stage.add("CAPABILITIES", -1, note="nothing inheritable, nothing ambient")
     stage.add("NO_NEW_PRIVS", note="set")
     stage.add("DUMPABLE", 0)
     stage.add("UMASK", 0o022, note="022")
+    return stage.ops
+
+
+def setup_plan(setup: Setup) -> list[Op]:
+    """Return the ops that make one container of what `prepare_plan` left."""
+    stage = _Stage("/")
+    for place in setup.join_fds:
+        stage.add("JOIN_CGROUP", place, note=f"descriptor {place}")
+    if setup.late_namespaces:
+        stage.add("UNSHARE", setup.late_namespaces, note="cgroup and time namespaces")
+    if setup.hostname is not None:
+        stage.add("HOSTNAME", strings=(setup.hostname,))
+    if setup.mounts or setup.read_only:
+        stage.add("ROOT", strings=("/",))
+    _mounts(stage, setup.mounts)
+    for target in setup.read_only:
+        stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=(target,))
+        stage.add("SETATTR", ATTR_RDONLY, 0, 0, note="read-only")
     return stage.ops
 
 
@@ -331,7 +334,7 @@ def _kernel_file_systems(stage: _Stage, setup: Shape) -> None:
         stage.add("ATTACH", BELOW_ROOT, strings=("/sys",), note="the host's")
 
 
-def _covers(stage: _Stage, setup: Setup) -> None:
+def _covers(stage: _Stage, setup: Shape) -> None:
     hard = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
     for path in setup.protected:
         stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(path,))
@@ -376,9 +379,9 @@ def _bind_device(stage: _Stage, path: str) -> None:
     stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="device")
 
 
-def _views(stage: _Stage, setup: Setup) -> None:
+def _views(stage: _Stage, views: Sequence[tuple[str, bytes]]) -> None:
     """Files that show the container's limits, bound over those that show the host's size."""
-    for number, (path, content) in enumerate(setup.views.items()):
+    for number, (path, content) in enumerate(views):
         if number == 0:
             stage.mkdir(f"{stage.root}/view")
         source = f"{stage.root}/view/{number}"
@@ -387,9 +390,9 @@ def _views(stage: _Stage, setup: Setup) -> None:
         stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="the container's limits")
 
 
-def _mounts(stage: _Stage, setup: Setup) -> None:
+def _mounts(stage: _Stage, mounts: Sequence[Placed]) -> None:
     made: set[str] = set()
-    for placed in sorted(setup.mounts, key=lambda placed: placed.mount.target.count("/")):
+    for placed in sorted(mounts, key=lambda placed: placed.mount.target.count("/")):
         mount = placed.mount
         parts = [part for part in mount.target.split("/") if part]
         for depth in range(1, len(parts) + (0 if placed.is_file else 1)):
