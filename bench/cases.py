@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,24 +193,10 @@ def threaded(bench: Bench) -> Case:
     """One-shot runs a second from one thread and from two."""
 
     def floor(count: int) -> Sequence[float]:
-        amount = 150
         rates = []
         for _ in range(count):
-            command = [
-                str(BUILD / "floor"),
-                "oneshot",
-                "--count",
-                str(amount),
-                "--program",
-                bench.floor.program,
-            ]
-            command += ["--lower", str(bench.rootfs), "--warm-up", "0"]
-            with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
-                with subprocess.Popen(command, stdout=subprocess.PIPE) as second:
-                    sums = [
-                        sum(map(float, (process.communicate()[0]).split())) for process in (first, second)
-                    ]
-            rates.append(sum(amount / (total / 1e9) for total in sums if total))
+            with ThreadPoolExecutor(2) as pool:
+                rates.append(sum(pool.map(lambda _: single(1)[0], range(2))))
         return rates
 
     def single(count: int) -> Sequence[float]:

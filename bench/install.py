@@ -70,10 +70,12 @@ def _apt(names: list[str]) -> None:
 
 def _pip(names: list[str]) -> None:
     if not PYTHON.exists():
-        subprocess.run([sys.executable, "-m", "venv", CACHE], check=False)
+        subprocess.run([sys.executable, "-m", "venv", CACHE], capture_output=True, check=False)
+    if not PYTHON.exists():
+        return  # not ours to write to, or no venv here: the caller says what is missing
     for name in names:
         command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def install_missing() -> dict[str, str]:

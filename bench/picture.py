@@ -87,7 +87,7 @@ def draw(cases: Mapping[str, Case], where: Path, machine: str) -> bool:
     if not groups:
         return False
     values = [bar.milliseconds for _, bars in groups for bar in bars]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    low, high = math.floor(math.log10(min(values))), math.log10(max(values))
     height = TOP + sum(HEAD + STEP * len(bars) + 14 for _, bars in groups) + 30
     room = WIDTH - LEFT - RIGHT
 
@@ -103,10 +103,10 @@ def draw(cases: Mapping[str, Case], where: Path, machine: str) -> bool:
         _text(16, 46, f"median, logarithmic scale; {machine}", size=12, more=' fill="#57606a"'),
     ]
     bottom = height - 28
-    for power in range(low, high + 1):
+    for power in range(low, math.floor(high) + 1):
         x = x_of(10**power)
         parts.append(f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}" stroke="#e1e4e8"/>')
-        name = f"{10**power:g} ms" if power < 3 else f"{10 ** (power - 3):g} s"
+        name = f"{10.0**power:g} ms"
         parts.append(_text(x, bottom + 18, name, anchor="middle", size=12, more=' fill="#57606a"'))
     y = float(TOP)
     for title, bars in groups:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import isobox
 
 from .remote import serve
+from .samples import progress
 
 CPU: Final = 1.0
 MEMORY: Final = "256M"
@@ -67,17 +68,28 @@ class Measurements:
 
     def __init__(self, rootfs: str) -> None:
         self._rootfs = rootfs
+        self._limits: dict[str, Any] | None = None
         self._live: dict[str, isobox.Container] = {}
+
+    def limits(self) -> dict[str, Any]:
+        """The common limits; none where an ordinary user may not set them."""
+        if self._limits is None:
+            self._limits = {"cpu": CPU, "memory": MEMORY}
+            try:
+                isobox.run(["/true"], image=self._rootfs, **self._limits)
+            except isobox.UnsupportedError as error:
+                progress(f"  isobox without limits: {error}")
+                self._limits = {}
+        return self._limits
 
     def container(self, **more: Any) -> isobox.Container:
         """A container on the common root folder with the common limits."""
-        return isobox.Container(self._rootfs, cpu=CPU, memory=MEMORY, **more)
+        return isobox.Container(self._rootfs, **self.limits(), **more)
 
     def live(self, image: str) -> isobox.Container:
         """The one of an image that execs are measured in."""
         if image not in self._live:
-            self._live[image] = isobox.Container(image, cpu=CPU, memory=MEMORY)
-            self._live[image].start()
+            self._live[image] = isobox.Container(image, **self.limits()).start()
         return self._live[image]
 
     def close(self) -> None:
@@ -89,10 +101,10 @@ class Measurements:
         self, count: int, image: str | None = None, program: str = "/true", gap_ms: float = 0
     ) -> list[int]:
         """isobox.run: made, one program, gone; nanoseconds."""
-        where = image or self._rootfs
+        where, limits = image or self._rootfs, self.limits()
 
         def once() -> None:
-            isobox.run([program], image=where, cpu=CPU, memory=MEMORY, timeout=30).check()
+            isobox.run([program], image=where, timeout=30, **limits).check()
 
         return _times(count, once, gap_ms)
 
@@ -176,7 +188,8 @@ class Measurements:
             return [float(subprocess.run([program, *what, *place], capture_output=True, check=True).stdout)]
         place = ["/data"] if "files" in what else []
         mount = isobox.Mount.bind(directory, "/data")
-        with isobox.Container(self._rootfs, memory="1G", mounts=[mount]) as box:
+        memory = "1G" if self.limits() else None
+        with isobox.Container(self._rootfs, memory=memory, mounts=[mount]) as box:
             return [float(box.exec(["/work", *what, *place]).check().stdout)]
 
 

@@ -10,6 +10,7 @@ from .cases import Case
 from .goals import Goal
 
 GREEN, RED, DIM, BOLD = "32", "31", "2", "1"
+WORDS = 100
 REFERENCES = {
     "oneshot": ("floor", "isobox.run"),
     "spaced": ("floor", "isobox.run"),
@@ -78,7 +79,7 @@ def case_lines(key: str, case: Case, paint: Paint) -> list[str]:
             mine, base = series.median, case.median(reference)
             relations.append(ratio(mine / base) if mine is not None and base else "-")
         numbers = [quantity(value, case.unit) for value in (series.median, series.low, series.high)]
-        rows.append([name, *numbers, *relations, series.error or series.note])
+        rows.append([name, *numbers, *relations, (series.error or series.note)[:WORDS]])
     lines = aligned(rows, left=(0, len(head) - 1))
     return [paint(case.title, BOLD), *(f"  {line}" for line in [paint(lines[0], DIM), *lines[1:]]), ""]
 
