@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Final
 
+from ..errors import CgroupError
 from .bundle import HANDED_ON
 from .collection import OURS, own_path
 from .directory import Tree
@@ -13,10 +15,15 @@ from .discovery import CgroupHost, Controller
 from .placement import LEAF
 
 _ATTEMPTS: Final = 20
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says nothing about this host: the next attempt may succeed."""
 
 
 def make_trees(host: CgroupHost, owner: str) -> tuple[dict[str, Tree], dict[str, str]]:
-    """Return the trees by controller, and why there is none for the others that look writable."""
+    """Return the trees by controller, and why there is none for the others that look writable.
+
+    Raises `CgroupError` where it was the wrong moment; then nothing is left.
+    """
     by_root: dict[tuple[int, str], list[Controller]] = {}
     for controller in host.controllers.values():
         if controller.writable:
@@ -28,6 +35,12 @@ def make_trees(host: CgroupHost, owner: str) -> tuple[dict[str, Tree], dict[str,
         try:
             tree = _make_tree(controllers, path)
         except OSError as error:
+            _remove(path)
+            if error.errno in _PASSING:
+                for made in dict.fromkeys(trees.values()):
+                    made.close()
+                    _remove(made.path)
+                raise CgroupError(error.errno, f"can't make {path}", stage="cgroup", op="mkdir") from error
             why.update({each.name: f"can't make {path}: {error.strerror or error}" for each in controllers})
             continue
         trees.update({each.name: tree for each in controllers})
@@ -55,6 +68,13 @@ def _make_tree(controllers: list[Controller], path: str) -> Tree:
             tree.close()
             raise
     return tree
+
+
+def _remove(path: str) -> None:
+    """Remove an owner's directory in which nothing was made yet, if it is there."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+        os.rmdir(os.path.dirname(path))  # still there where another owner has something in it
 
 
 def _make_group(path: str, controller: Controller) -> None:
