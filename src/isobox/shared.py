@@ -77,11 +77,15 @@ class Shared:
         self.owner = runtime.current()
         self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
         self.owner.collect_once(self.groups.collect)
-        self.owner_fd = os.pidfd_open(os.getpid())
-        # Unreadable for root's containers: with its owner unmapped inside, their PID 1 can't be traced
-        # (would_dump in fs/exec.c). An ordinary user owns the program and has to reach /proc/PID.
-        self.init_fd = _native.init_memfd(0o100 if self.root else 0o500)
         self.stage = self.owner.directory("stage")
+        self.owner_fd = os.pidfd_open(os.getpid())
+        try:
+            # Unreadable for root's containers: with its owner unmapped inside, their PID 1 can't be traced
+            # (would_dump in fs/exec.c). An ordinary user owns the program and has to reach /proc/PID.
+            self.init_fd = _native.init_memfd(0o100 if self.root else 0o500)
+        except BaseException:
+            os.close(self.owner_fd)
+            raise
         self.seccomp_cache = f"{self.owner.state}/seccomp"
         self._device_fd: int | None = None
         self._clonable = True
