@@ -21,6 +21,7 @@ from .plan.ops import Op, encode
 from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES, Shape, prepare_plan
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
+from .worker import Worker
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -93,6 +94,7 @@ class Shared:
         self._host_paths: tuple[str, ...] = ()
         self.lock = threading.Lock()
         self._plans = Bounded[Hashable, tuple[Shape, list[Op], bytes]](16)
+        self.worker = Worker("isobox-later")
         self.before_close: list[Callable[[], object]] = []
         atexit.register(self.close)
 
@@ -112,6 +114,7 @@ class Shared:
         atexit.unregister(self.close)
         for close in self.before_close:
             close()
+        self.worker.close(5.0)
         with self.lock:
             fds, self.owner_fd, self.init_fd, self._device_fd = (
                 (self.owner_fd, self.init_fd, self._device_fd), -1, -1, None

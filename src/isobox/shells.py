@@ -1,8 +1,10 @@
 """Shells: isobox-init in fresh namespaces with its root file system made, waiting for a container.
 
 A shell names no container: it depends on the kind of root and of namespaces only. So a program that
-starts containers of one kind again and again finds one ready: a thread makes the next while the last
-runs. The first two starts of a kind wait for theirs; shells that nobody takes go after `IDLE_SECONDS`.
+starts containers of one kind now and again finds one ready: a thread makes the next while the last
+runs. It keeps still until `QUIET_SECONDS` after the last start, since two starts at the same time hinder
+each other in the kernel. The first two of a kind make their own; a shell that nobody takes goes after
+`IDLE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from .plan.setup import Placed, Shape, prepare_plan
 from .rootfs.layers import Rootfs
 from .security import paths
 from .shared import Shared
+from .worker import Worker
 
 # include/uapi/linux/sched.h and wait.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -43,7 +46,7 @@ CLONE_NEWNET: Final = 0x40000000
 WALL: Final = 0x40000000
 
 IDLE_SECONDS: Final = 1.0
-READY_MOST: Final = 2
+QUIET_SECONDS: Final = 0.005
 
 
 def late_namespaces(namespaces: Mapping[str, str]) -> int:
@@ -109,11 +112,23 @@ class Shell:
     id_map: IdMap | None
     ops: list[Op]
     stack: ExitStack
+    worker: Worker
+    mounts_fd: int
     born: float = field(factory=time.monotonic)
+
+    def unmount_at_end(self) -> None:
+        """Have its mounts gone when `close` returns: they are over directories of the user's."""
+        fd, self.mounts_fd = self.mounts_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def close(self) -> None:
         """End it; idempotent."""
         self.stack.close()
+        fd, self.mounts_fd = self.mounts_fd, -1
+        if fd >= 0:
+            # The kernel waits for all CPUs when it takes mounts away: that is the worker's time.
+            self.worker.submit(lambda: os.close(fd))
 
 
 def _end(pidfd: int) -> None:
@@ -242,7 +257,8 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
             control.prepare(plan, table.fds)
         finally:
             table.close()
-        return Shell(control, pid, pidfd, id_map, ops, stack.pop_all())
+        mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        return Shell(control, pid, pidfd, id_map, ops, stack.pop_all(), shared.worker, mounts_fd)
 
 
 def _spawn(flags: int, shared: Shared, control_fd: int) -> tuple[int, int]:
@@ -281,6 +297,8 @@ class Shells:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._order: deque[Wanted] = deque()
+        self._taken = 0.0
+        self._asleep = False
         self._closed = False
 
     def take(self, wanted: Wanted) -> Shell:
@@ -294,7 +312,8 @@ class Shells:
             count = self._starts[wanted] = self._starts.pop(wanted, 0) + 1
             if len(self._starts) > 16:
                 del self._starts[next(iter(self._starts))]
-            if count > 1 and wanted not in self._order and not self._closed:
+            self._taken = time.monotonic()
+            if count > 1 and not ready and wanted not in self._order and not self._closed:
                 self._order.append(wanted)
                 self._wake()
         return shell or make_shell(wanted, self.shared)
@@ -303,28 +322,37 @@ class Shells:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="isobox-shells", daemon=True)
             self._thread.start()
-        self._changed.notify()
+        elif self._asleep:
+            self._changed.notify()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._order and not self._closed:
-                    if not self._changed.wait(IDLE_SECONDS) and not self._order:
-                        break
-                if self._closed:
+                if not self._await_order() or self._closed:
                     return
                 wanted = self._order.popleft() if self._order else None
                 old = self._outdated()
             for shell in old:
                 with suppress(IsoboxError, OSError):
                     shell.close()
-            if wanted is None:
-                with self._changed:
-                    if not any(self._ready.values()) and not self._order:
-                        self._thread = None
-                        return
-                continue
-            self._make(wanted)
+            if wanted is not None:
+                self._make(wanted)
+
+    def _await_order(self) -> bool:
+        """Wait for something to do, then for quiet; False where the thread isn't needed any more."""
+        if not self._order and not self._closed:
+            self._asleep = True
+            self._changed.wait(IDLE_SECONDS)
+            self._asleep = False
+            if not self._order and not any(self._ready.values()):
+                self._thread = None
+                return False
+        while self._order and not self._closed:
+            left = self._taken + QUIET_SECONDS - time.monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(left)
+        return True
 
     def _make(self, wanted: Wanted) -> None:
         try:
@@ -333,7 +361,7 @@ class Shells:
             return  # the next start's own attempt will say it
         with self._changed:
             ready = self._ready.setdefault(wanted, deque())
-            if not self._closed and len(ready) < READY_MOST:
+            if not self._closed and not ready:
                 ready.append(shell)
                 return
         shell.close()

@@ -88,6 +88,8 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
     stack.callback(group.close)
     program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)
     rlimits = _rlimits(spec, group)
+    if spec.mounts:
+        shell.unmount_at_end()
     table = Descriptors(group.join_fds)
     try:
         mounts = _bound(spec, shell, table) if shared.root else []
@@ -95,6 +97,7 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
         reply = shell.control.setup(encode(ops), table.fds)
     finally:
         table.close()
+    shared.worker.submit(group.joined)  # six descriptors: nothing to wait for
     if reply.kind != _native.READY:
         raise _setup_error(shell.ops if reply.status == _native.PREPARE else ops, reply, group)
     return Launched(container_id, shell, group, [*shell.ops, *ops], mask, program, rlimits, rootfs)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from isobox.cgroups import convert
 from isobox.cgroups.discovery import CgroupMount, Membership, locate, parse_memberships, parse_mounts
-from isobox.cgroups.worker import Worker
 from isobox.errors import UnsupportedError
+from isobox.worker import Worker
 
 V1_CGROUP = b"""12:cpu,cpuacct:/user.slice
 11:pids:/user.slice/user-1000.slice/session-1.scope

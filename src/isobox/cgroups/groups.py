@@ -16,6 +16,7 @@ from typing import Final
 
 from ..errors import CgroupError, CleanupError, StateError, UnsupportedError
 from ..spec import Limits
+from ..worker import Job, Worker
 from .bundle import Bundle
 from .collection import collect, find, own_path
 from .convert import parse_service
@@ -25,7 +26,6 @@ from .discovery import CgroupHost
 from .ending import end, remove_all
 from .group import DEFAULT_PIDS, Group
 from .trees import make_trees
-from .worker import Job, Worker
 
 _WANTED: Final = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio")
 _READY: Final = 4
