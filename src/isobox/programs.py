@@ -108,6 +108,8 @@ class Programs:
             seccomp=launched.seccomp,
             workdir=spec.workdir or settings.workdir or "/",
             tty=spec.tty,
+            # Without a user namespace of its own, what hides the machine's settings lies over the old one.
+            own_proc=not launched.group.present and launched.id_map is not None,
         )
         return ExecTemplate.make(ops, base | settings.env | (spec.env or {}))
 

@@ -43,6 +43,7 @@ enum {
     MAP_SHARED_ = 1,
     MAP_ANONYMOUS_ = 0x20,
     STACK_SIZE = 32768,
+    PID_ENDED = -1,
 };
 
 struct iovec_ {
@@ -80,10 +81,10 @@ struct timespec_ {
 struct exec_slot {
     long long id;
     long long start_ns;
-    int pid; /* 0: free */
+    int pid; /* 0: free; PID_ENDED: it has ended, its keeper not yet */
     int status_fd;
     int held[2]; /* stdout and stderr of an exec whose caller waits for the end only; -1 */
-    int nested;
+    int keeper;  /* the first process of its own PID namespace, 0: it has none */
 };
 
 /* What the child of an exec needs; it shares our memory until it execs. */
@@ -94,7 +95,7 @@ struct exec_child {
 
 static struct exec_slot slots[ISOBOX_EXECS_MAX];
 static int slots_used;     /* slots at and above were never used */
-static volatile int *nested_status; /* shared with the first process of an own PID namespace */
+static struct isobox_reply endings[ISOBOX_EXECS_MAX]; /* of those whose keeper has not ended */
 static int signal_fd;
 static const uint64_t all_signals = ~0ull;
 
@@ -267,59 +268,51 @@ static long clone_child(void (*entry)(void *), void *argument, uint64_t flags, i
     return isobox_clone3(&args, entry, argument);
 }
 
-static void fill_usage(struct isobox_reply *reply, const long *rusage)
+static void add_usage(struct isobox_reply *reply, const long *rusage)
 {
-    reply->user_us = (long long)rusage[0] * 1000000 + rusage[1];
-    reply->system_us = (long long)rusage[2] * 1000000 + rusage[3];
-    reply->maxrss_kib = rusage[4];
+    reply->user_us += (long long)rusage[0] * 1000000 + rusage[1];
+    reply->system_us += (long long)rusage[2] * 1000000 + rusage[3];
+    if (reply->maxrss_kib < rusage[4])
+        reply->maxrss_kib = rusage[4];
 }
 
-/* The first process of an exec's own PID namespace: starts the program, reaps, passes signals on.
- * When it leaves, the kernel ends all that the program started. */
-struct nested {
-    struct exec_child *child;
-    int status_fd;
-    int slot;
-};
-
-static void nested_main(void *argument)
+/* The first process of an exec's own PID namespace, where no cgroup holds an exec together: it only
+ * reaps, and all that the program started ends with it. */
+static void keeper_main(void *nothing)
 {
-    struct nested *nested = argument;
-    struct isobox_reply reply;
-    memset(&reply, 0, sizeof reply);
-    SYS1(__NR_close, ISOBOX_FD_CONTROL);
-    int signals = (int)SYS4(__NR_signalfd4, -1, &all_signals, sizeof all_signals, O_CLOEXEC_);
-    long pid = clone_child(exec_child, nested->child, CLONE_VM_ | CLONE_VFORK_, -1);
-    if (pid < 0 || nested->child->failed) {
-        reply.kind = ISOBOX_FAILED;
-        reply.op = nested->child->run.op;
-        reply.error = (int)-(pid < 0 ? pid : nested->child->failed);
-        report(nested->status_fd, &reply);
-        leave(1);
-    }
+    const uint64_t child = 1ull << (SIGCHLD_ - 1);
+    (void)nothing;
+    SYS3(__NR_close_range, 0, ~0U, 0);
     for (;;) {
-        struct {
-            uint32_t signal;
-            uint32_t rest[31];
-        } info;
-        long size = SYS3(__NR_read, signals, &info, sizeof info);
-        if (size != sizeof info)
-            continue;
-        if (info.signal != SIGCHLD_) {
-            SYS2(__NR_kill, pid, info.signal);
-            continue;
-        }
-        for (;;) {
-            int status = 0;
-            long ended = SYS4(__NR_wait4, -1, &status, WNOHANG_, 0);
-            if (ended <= 0)
-                break;
-            if (ended == pid) {
-                nested_status[nested->slot] = status;
-                leave(0);
-            }
-        }
+        SYS4(__NR_rt_sigtimedwait, &child, 0, 0, sizeof child);
+        while (SYS4(__NR_wait4, -1, 0, WNOHANG_, 0) > 0)
+            ;
     }
+}
+
+/* Starts the program in a PID namespace of its own, yet as our child: its failure, its signals and its
+ * end are told as any other's. */
+static long clone_into_own_pids(struct exec_child *child, int cgroup_fd, int *keeper)
+{
+    static long own_pids = -1;
+    if (own_pids < 0)
+        own_pids = SYS2(__NR_pidfd_open, SYS0(__NR_getpid), 0);
+    if (own_pids < 0)
+        return own_pids;
+    long pid = SYS1(__NR_unshare, CLONE_NEWPID_); /* of the children from here on */
+    if (pid < 0)
+        return pid;
+    *keeper = 0;
+    pid = clone_child(keeper_main, 0, 0, cgroup_fd);
+    if (pid > 0) {
+        *keeper = (int)pid;
+        pid = clone_child(exec_child, child, CLONE_VM_ | CLONE_VFORK_, cgroup_fd);
+    }
+    if (SYS2(__NR_setns, own_pids, CLONE_NEWPID_))
+        leave(1);
+    if (*keeper && (pid < 0 || child->failed))
+        SYS2(__NR_kill, *keeper, SIGKILL_);
+    return pid;
 }
 
 static int free_slot(void)
@@ -328,18 +321,6 @@ static int free_slot(void)
         if (slots[i].pid == 0)
             return i;
     return slots_used < ISOBOX_EXECS_MAX ? slots_used++ : -1;
-}
-
-static long shared_statuses(void)
-{
-    if (nested_status)
-        return 0;
-    long at = SYS6(__NR_mmap, 0, sizeof(int) * ISOBOX_EXECS_MAX, PROT_RW, MAP_SHARED_ | MAP_ANONYMOUS_,
-                   -1, 0);
-    if (at < 0 && at > -4096)
-        return at;
-    nested_status = (volatile int *)at;
-    return 0;
 }
 
 /* fds[0] is the exec's status pipe; the plan refers to the others by their index. */
@@ -355,7 +336,7 @@ static void serve_exec(const struct isobox_request *request, long size)
     if (received_count == 0)
         return;
     int slot = free_slot();
-    int cgroup_fd = -1;
+    int cgroup_fd = -1, keeper = 0;
     if (request->flags & ISOBOX_CGROUP_FD && request->arg[1] >= 0 && request->arg[1] < received_count)
         cgroup_fd = received[request->arg[1]];
     child.run.ops = payload(request, size, &mapped);
@@ -368,12 +349,7 @@ static void serve_exec(const struct isobox_request *request, long size)
     } else if (!child.run.ops) {
         pid = -EBADMSG_;
     } else if (request->flags & ISOBOX_OWN_PIDNS) {
-        struct nested nested = {&child, received[0], slot};
-        pid = shared_statuses();
-        if (pid == 0) {
-            nested_status[slot] = SIGKILL_;
-            pid = clone_child(nested_main, &nested, CLONE_NEWPID_, cgroup_fd);
-        }
+        pid = clone_into_own_pids(&child, cgroup_fd, &keeper);
     } else {
         pid = clone_child(exec_child, &child, CLONE_VM_ | CLONE_VFORK_, cgroup_fd);
     }
@@ -389,7 +365,7 @@ static void serve_exec(const struct isobox_request *request, long size)
     slots[slot].id = request->id;
     slots[slot].start_ns = reply.start_ns;
     slots[slot].pid = (int)pid;
-    slots[slot].nested = (request->flags & ISOBOX_OWN_PIDNS) != 0;
+    slots[slot].keeper = keeper;
     slots[slot].status_fd = received[0];
     for (unsigned int i = 0; i < 2; i++) {
         unsigned int place = 2 + i; /* after the status and stdin */
@@ -409,7 +385,7 @@ static void serve_exec(const struct isobox_request *request, long size)
 static struct exec_slot *find_exec(long long id)
 {
     for (int i = 0; i < slots_used; i++)
-        if (slots[i].pid && slots[i].id == id)
+        if (slots[i].pid > 0 && slots[i].id == id)
             return &slots[i];
     return 0;
 }
@@ -558,6 +534,18 @@ static void serve(void)
     close_received();
 }
 
+static void tell_end(int slot, struct isobox_reply *reply)
+{
+    report(slots[slot].status_fd, reply);
+    SYS1(__NR_close, slots[slot].status_fd);
+    for (int held = 0; held < 2; held++)
+        if (slots[slot].held[held] >= 0)
+            SYS1(__NR_close, slots[slot].held[held]);
+    slots[slot].pid = slots[slot].keeper = 0;
+}
+
+/* The end of a program with a keeper is told once its keeper, and so everything that it started, has
+ * ended. A keeper can't end before: the kernel keeps it until we have reaped the program. */
 static void reap(void)
 {
     for (;;) {
@@ -567,21 +555,27 @@ static void reap(void)
         if (pid <= 0)
             return;
         for (int i = 0; i < slots_used; i++) {
+            if (slots[i].pid == PID_ENDED && slots[i].keeper == pid) {
+                add_usage(&endings[i], rusage);
+                tell_end(i, &endings[i]);
+                break;
+            }
             if (slots[i].pid != pid)
                 continue;
             struct isobox_reply reply;
             memset(&reply, 0, sizeof reply);
             reply.kind = ISOBOX_ENDED;
-            reply.status = slots[i].nested ? nested_status[i] : status;
+            reply.status = status;
             reply.start_ns = slots[i].start_ns;
             reply.end_ns = now();
-            fill_usage(&reply, rusage);
-            report(slots[i].status_fd, &reply);
-            SYS1(__NR_close, slots[i].status_fd);
-            for (int held = 0; held < 2; held++)
-                if (slots[i].held[held] >= 0)
-                    SYS1(__NR_close, slots[i].held[held]);
-            slots[i].pid = 0;
+            add_usage(&reply, rusage);
+            if (slots[i].keeper) {
+                endings[i] = reply;
+                slots[i].pid = PID_ENDED;
+                SYS2(__NR_kill, slots[i].keeper, SIGKILL_);
+            } else {
+                tell_end(i, &reply);
+            }
             break;
         }
     }

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from .ops import Op, encode, encode_op, make
+from .setup import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, HOST_PATH
 
 STATUS_FD, STDIN_FD, STDOUT_FD, STDERR_FD, FIRST_JOIN_FD = range(5)
 """Places in the table of descriptors that travels with an exec."""
+
+CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -37,9 +40,18 @@ def exec_ops(
     seccomp: bytes | None,
     workdir: str,
     tty: bool,
+    own_proc: bool = False,
 ) -> list[Op]:
-    """Return the ops of an exec up to the execve. `joins`: descriptors of cgroups to join, v1."""
+    """Return the ops of an exec up to the execve. `joins`: descriptors of cgroups to join, v1.
+
+    `own_proc`: the exec has a PID namespace of its own, and /proc is to show its pids.
+    """
     ops = [make("JOIN_CGROUP", FIRST_JOIN_FD + number) for number in range(joins)]
+    if own_proc:
+        ops.append(make("UNSHARE", CLONE_NEWNS, note="mount namespace"))
+        ops.append(make("FSOPEN", strings=(b"proc",)))
+        ops.append(make("FSMOUNT", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC))
+        ops.append(make("ATTACH", HOST_PATH, strings=(b"/proc",), note="of its own PID namespace"))
     ops.append(make("STREAMS", STDIN_FD, STDOUT_FD, STDERR_FD, note="stdin, stdout, stderr"))
     ops.append(make("SESSION", note="of its own"))
     # When memory runs out, a program goes before isobox-init, which would take all with it.
