@@ -314,7 +314,7 @@ class Process:
         status = reply.status if reply is not None else signals.SIGKILL
         code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
         if self._reason is None:
-            if self._programs.killed:
+            if self._programs.killed and code == -signals.SIGKILL:  # else it had ended before
                 self._reason = "killed"
             elif usage.oom_kills:
                 self._reason = "oom"
