@@ -86,13 +86,22 @@ def case_lines(key: str, case: Case, paint: Paint) -> list[str]:
 
 def goal_lines(goals: Sequence[Goal], paint: Paint) -> list[str]:
     """The goals: what was to be, what is, met or missed by how much."""
-    rows = [["", "measured", "goal", "", ""]]
+    rows = [["", "measured", "goal", "", "the floor", ""]]
     for goal in goals:
         show = ratio if goal.unit == "x" else lambda value, unit=goal.unit: quantity(value, unit)
         verdict = {True: "met", False: f"missed by {goal.missed_by:.0%}", None: "not measured"}[goal.met]
         sign = ">=" if goal.at_least else "<="
-        rows.append([goal.case, show(goal.value), f"{sign} {show(goal.bound)}", goal.against, verdict])
-    lines = aligned(rows, left=(0, 3, 4))
+        rows.append(
+            [
+                goal.case,
+                show(goal.value),
+                f"{sign} {show(goal.bound)}",
+                goal.against,
+                show(goal.floor),
+                verdict,
+            ]
+        )
+    lines = aligned(rows, left=(0, 3, 5))
     colours = [DIM] + [{True: GREEN, False: RED, None: DIM}[goal.met] for goal in goals]
     met, measured = sum(goal.met is True for goal in goals), sum(goal.met is not None for goal in goals)
     painted = [f"  {paint(line, colour)}" for line, colour in zip(lines, colours, strict=True)]
