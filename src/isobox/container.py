@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from attrs import evolve
 
 from . import files as files
-from .errors import CgroupError, CleanupError, SpecError, StateError
+from .errors import CgroupError, CleanupError, IsoboxError, SetupError, SpecError, StateError
 from .exec import known, start_program
 from .explain import explain
+from .hints import hint
 from .options import PROGRAM_NAMES, ContainerOptions, ExecOptions, Path, ProgramOptions
 from .process import Process
 from .programs import Programs, ended
@@ -136,9 +137,16 @@ class Container:
             if self._state != "created":
                 raise StateError(f"start: the container is {self._state}; make a new one")
             self._id = make_id()
-            with ExitStack() as stack:
-                self._programs = Programs(launch(self._spec, shared(), self._id, stack), self._spec)
-                self._stack = stack.pop_all()
+            try:
+                with ExitStack() as stack:
+                    self._programs = Programs(launch(self._spec, shared(), self._id, stack), self._spec)
+                    self._stack = stack.pop_all()
+            except IsoboxError:
+                raise
+            except OSError as error:  # what the kernel refused to this process
+                number = error.errno or 0
+                what = str(error.filename or "starting a container")
+                raise SetupError(number, what, stage="host", hint=hint("host", number)) from error
             self._started = time.monotonic_ns()
             self._state = "running"
             _live.add(self)

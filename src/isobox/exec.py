@@ -9,7 +9,8 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from . import _native
-from .errors import SpecError, UnsupportedError
+from .errors import ExecError, IsoboxError, SpecError, UnsupportedError
+from .hints import hint
 from .options import PROGRAM_NAMES
 from .process import Process, encode_input
 from .programs import Programs
@@ -30,8 +31,21 @@ def start_program(
     """Ask for the program and return at once. `options` are those of `Container.exec`.
 
     `capture`: its caller waits for its end right away; else its start is reported too. Raises
-    `SpecError`, `StateError`, `UnsupportedError`, `CgroupError`; then nothing is left.
+    `SpecError`, `StateError`, `UnsupportedError`, `CgroupError`, `ExecError`; then nothing is left.
     """
+    try:
+        return _start(programs, args, options, capture, data)
+    except IsoboxError:
+        raise
+    except OSError as error:  # what the kernel refused to this process
+        number = error.errno or 0
+        what = str(error.filename or "starting a program")
+        raise ExecError(number, what, stage="exec", hint=hint("host", number)) from error
+
+
+def _start(
+    programs: Programs, args: Args, options: Any, capture: bool, data: object
+) -> tuple[Process, Streams]:
     stdin = options.pop("stdin", DEVNULL)
     stdout = options.pop("stdout", PIPE)
     stderr = options.pop("stderr", PIPE)
