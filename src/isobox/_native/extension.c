@@ -222,6 +222,8 @@ int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int 
     header.msg_control = &control;
     header.msg_controllen = sizeof control;
     ssize_t size = recvmsg(sock, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (size < 0 && errno == ECONNRESET) /* once: it ended with requests unread; what it said comes next */
+        size = recvmsg(sock, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (size < 0)
         return -errno;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&header); c; c = CMSG_NXTHDR(&header, c)) {
