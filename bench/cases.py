@@ -235,7 +235,7 @@ def idle(bench: Bench) -> Case:
         Subject("isobox", bench.once(do="idle", containers=containers, network="none"), 1),
         Subject("isobox, host network", bench.once(do="idle", containers=containers, network="host"), 1),
     ]
-    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(2, 5)), "bytes")
+    return Case("memory of an idle container", interleave("idle", subjects, bench.rounds(1, 5)), "bytes")
 
 
 def stdout(bench: Bench) -> Case:

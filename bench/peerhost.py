@@ -41,12 +41,13 @@ def command(work: Path, rootfs: Path) -> Sequence[str]:
 
 
 def _own_run(work: Path) -> Path:
-    """A fresh tmpfs over /run; without the unified hierarchy, which crun refuses beside a v1 one."""
+    """Fresh tmpfs over /run and /dev/shm; no unified hierarchy, which crun refuses beside a v1 one."""
     if os.geteuid():
         run = work / "run"
         run.mkdir(exist_ok=True)
         return run
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
+    for place in ("/run", "/dev/shm"):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     for name in ("lock", "bench"):
         Path("/run", name).mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
