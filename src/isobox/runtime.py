@@ -36,6 +36,7 @@ from isobox.idmap import COUNT, IdMap, IdRange
 from isobox.owners import Owners, check_directory, mine
 
 _CHUNK = 8  # ranges of ids that an owner takes at a time
+_SPARE_CHUNKS = 4  # and how many of them it keeps that no container needs
 _CAP_SETID = 0b11 << 6  # CAP_SETGID and CAP_SETUID
 
 _collecting = threading.Lock()
@@ -195,6 +196,33 @@ class Owner:
         """Give back what `uid_range` gave; last in the queue, so it isn't reused at once."""
         if not self._forked:
             self._free.append(base)
+            if len(self._free) > _SPARE_CHUNKS * _CHUNK and len(self._free) % _CHUNK == 0:
+                with contextlib.suppress(OSError):  # there is a next time
+                    self.trim()
+
+    def trim(self) -> None:
+        """Give back the chunks of ids of which no container has any."""
+        if self.closed or self._forked:
+            return
+        with self._lock, self._registry.exclusive():
+            for name, holder in self._registry.holders("ranges").items():
+                if holder != self.id:
+                    continue
+                for chunk in _chunks([name]):
+                    if self._take_back(range(chunk.start, chunk.end, COUNT)):
+                        os.unlink(f"{self.state}/ranges/{name}")
+
+    def _take_back(self, bases: range) -> bool:
+        """Take all of these out of the free ones, or none: other threads may be taking some."""
+        taken: list[int] = []
+        for base in bases:
+            try:
+                self._free.remove(base)
+            except ValueError:
+                self._free.extend(taken)
+                return False
+            taken.append(base)
+        return True
 
     def _take_ranges(self) -> None:
         with self._lock:

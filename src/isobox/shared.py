@@ -115,6 +115,8 @@ class Shared:
         for close in self.before_close:
             close()
         self.worker.close(5.0)
+        with contextlib.suppress(OSError):
+            self.owner.trim()
         with self.lock:
             fds, self.owner_fd, self.init_fd, self._device_fd = (
                 (self.owner_fd, self.init_fd, self._device_fd), -1, -1, None
