@@ -1,7 +1,8 @@
 #!/bin/sh
 # usage: as_user.sh COMMAND...      (as root)
 # Runs a command of the tests as an ordinary user with a subuid range, made for it and removed
-# afterwards. Where that user could not read this checkout or the Python of .venv (they lie below
+# afterwards. With ISOBOX_DELEGATE=1 the user gets a cgroup of its own in each hierarchy of cgroup v1 and
+# starts in it, so that it can set limits. Where that user could not read this checkout or the Python of .venv (they lie below
 # /root, say), they are shown to it at their own paths in a mount namespace of this script's own.
 set -eu
 cd "$(dirname "$0")/.."
@@ -34,13 +35,40 @@ if ! grep -q "^$user:" /etc/subuid; then
     usermod --add-subuids 300000000-300065535 --add-subgids 300000000-300065535 "$user"
 fi
 
+delegated=
+# Make cgroups below our own, give them to the user, and go there.
+delegate() {
+    while IFS=: read -r _ controllers path; do
+        case $controllers in '' | name=*) continue ;; esac
+        found=$(awk -v wanted="$controllers" '{
+            for (i = 7; $i != "-"; i++);
+            if ($(i + 1) == "cgroup" && index("," $(i + 3) ",", "," wanted ",")) { print $4, $5; exit }
+        }' /proc/self/mountinfo)
+        [ -n "$found" ] || continue
+        base="${found#* }/${path#"${found%% *}"}"
+        mkdir "$base/$user"
+        delegated="$delegated $base"
+        for file in cpuset.cpus cpuset.mems; do
+            [ ! -e "$base/$file" ] || cat "$base/$file" > "$base/$user/$file"
+        done
+        chown -R "$user" "$base/$user"
+        echo 0 > "$base/$user/tasks"
+    done < /proc/self/cgroup
+}
+
 finish() {
     trap '' INT TERM
+    for base in $delegated; do
+        echo 0 > "$base/tasks"
+    done
     for status in /proc/[0-9]*/status; do
         if [ "$(sed -n 's/^Uid:[[:space:]]*\([0-9]*\).*/\1/p' "$status" 2>/dev/null)" = "$uid" ]; then
             pid=${status#/proc/}
             kill -KILL "${pid%/status}" 2>/dev/null || :
         fi
+    done
+    for base in $delegated; do
+        find "$base/$user" -depth -type d -exec rmdir {} + 2>/dev/null || :
     done
     userdel "$user" 2>/dev/null || :
     for shown in "$scratch/shown"/*; do
@@ -90,6 +118,14 @@ cd "$here"
 
 # An ordinary user has cgroups only where they were delegated.
 no_cgroups=cgroups,cgroup_cpu,cgroup_cpuset,cgroup_memory,cgroup_pids,cgroup_io,cgroup_freezer
+if [ "${ISOBOX_DELEGATE:-}" = 1 ]; then
+    delegate
+    if [ -z "$delegated" ]; then
+        echo "as_user.sh: no hierarchy of cgroup v1 here, so nothing was delegated and nothing run" >&2
+        exit 0
+    fi
+    no_cgroups=
+fi
 set +e
 as_user env -i \
     HOME="$scratch/home" USER="$user" LOGNAME="$user" LANG="${LANG:-C.UTF-8}" PATH="$PATH" \
