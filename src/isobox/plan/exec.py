@@ -7,6 +7,7 @@ made once (`ExecTemplate`); what is left for each exec is packing its arguments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -97,6 +98,12 @@ def _exec(args: Sequence[bytes], packed_env: bytes, env_count: int, path: str) -
     return make("EXEC", len(args), env_count, strings=(args[0], search, room, argv, packed_env))
 
 
+@lru_cache(maxsize=64)
+def _encoded(ops: tuple[Op, ...]) -> bytes:
+    """The bytes of ops that containers of one kind have in common."""
+    return encode(ops)
+
+
 @frozen(slots=False)
 class ExecTemplate:
     """The bytes that all execs of one kind begin with, and their packed environment."""
@@ -111,7 +118,8 @@ class ExecTemplate:
     def make(cls, ops: Sequence[Op], env: Mapping[str, str]) -> ExecTemplate:
         """Encode what does not change from exec to exec."""
         packed, count = pack_env(env)
-        return cls(tuple(ops), encode(ops), packed, count, env.get("PATH", SEARCH_PATH))
+        made = tuple(ops)
+        return cls(made, _encoded(made), packed, count, env.get("PATH", SEARCH_PATH))
 
     def encode(self, args: Sequence[bytes]) -> bytes:
         """Return the whole plan of one exec."""
