@@ -209,6 +209,7 @@ class Container:
         if self._state == "paused":
             with contextlib.suppress(CgroupError, OSError):
                 programs.launched.group.thaw()
+            programs.paused = False
 
     def __enter__(self) -> Self:
         return self.start()
@@ -253,6 +254,7 @@ class Container:
         programs = self._running("pause")
         with self._lock:
             programs.launched.group.freeze()
+            programs.paused = True
             self._state = "paused"
 
     def resume(self) -> None:
@@ -262,6 +264,7 @@ class Container:
             raise StateError(f"resume: the container is {self.state}, not paused")
         with self._lock:
             self._programs.launched.group.thaw()
+            self._programs.paused = False
             self._state = "running"
 
     def update(self, **limits: Any) -> None:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _END_SECONDS: Final = 10.0
 """How long a killed program may take to be gone: longer only in the kernel's uninterruptible sleep."""
 
+_KILL_AGAIN_NS: Final = 500_000
+_KILL_AGAIN_MOST_NS: Final = 50_000_000
+
 _WALL_PER_CPU_SECONDS: Final = 30.0
 """A CPU time limit implies a wall-clock limit this much above it: a sleeping program uses no CPU time."""
 
@@ -186,16 +189,17 @@ class Process:
             stdin = -1
         pump = _native.Pump(
             self._status_fd, stdin=stdin, stdout=stdout, stderr=stderr, data=data,
-            limit=0 if self._spec.output_limit is None else self._spec.output_limit or 1,
+            limit=self._spec.output_limit,
         )  # fmt: skip
         self._kept.pop_all()  # the pump owns them from here on
         try:
             self._supervise(pump, -1)
         except BaseException:
             if self._reply is None and not self._ended.is_set():
-                self._reason = self._reason or "killed"
-                self._kill_all()
-                self._release(pump)
+                try:
+                    self._enforce("killed", pump)
+                finally:
+                    self._release(pump)
             raise
         finally:
             pump.close()
@@ -275,8 +279,9 @@ class Process:
         if reason == "output-limit":
             pump.stop_reading()  # not before: the program would meet SIGPIPE first
         deadline = time.monotonic_ns() + int(_END_SECONDS * 1e9)
+        pause = _KILL_AGAIN_NS
         while True:
-            event = pump.run(deadline)
+            event = pump.run(time.monotonic_ns() + pause)
             if event in (_native.PUMP_ENDED, _native.PUMP_LOST):
                 return
             if event == _native.PUMP_LIMIT:
@@ -285,13 +290,22 @@ class Process:
             elif event == _native.PUMP_WATCH:
                 pump.unwatch()
             elif event == _native.PUMP_DEADLINE:
-                raise StateError(f"{self.args[0]} was killed and does not end: it hangs in the kernel")
+                if self._programs.paused:
+                    deadline = time.monotonic_ns() + int(_END_SECONDS * 1e9)
+                elif time.monotonic_ns() > deadline:
+                    raise StateError(f"{self.args[0]} was killed and does not end: it hangs in the kernel")
+                self._kill_all()  # it may have joined its cgroup after the last time
+                pause = min(pause * 2, _KILL_AGAIN_MOST_NS)
 
     def _kill_all(self) -> None:
-        if self._group.present:
-            self._group.kill()
-        else:
+        if not self._group.present:
             self._programs.control.signal(self._number, signals.SIGKILL)
+            return
+        try:
+            self._group.kill()
+        except CgroupError:
+            if not self._programs.paused:  # else it ends when it goes on
+                raise
 
     def _finish(self, pump: _native.Pump) -> None:
         """Make sure that nothing is left, then take the last readings."""
@@ -313,10 +327,11 @@ class Process:
         usage = self._measure(reply)
         status = reply.status if reply is not None else signals.SIGKILL
         code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
+        ran_out = self._programs.ran_out_of_memory(usage.oom_kills, code == -signals.SIGKILL)
         if self._reason is None:
             if self._programs.killed and code == -signals.SIGKILL:  # else it had ended before
                 self._reason = "killed"
-            elif usage.oom_kills:
+            elif ran_out:
                 self._reason = "oom"
             elif reply is None:
                 self._reason = "killed"
@@ -532,7 +547,7 @@ class _Reader:
         self._end = end
         self._pump = _native.Pump(
             -1, stdin=fds[0], stdout=fds[1], stderr=fds[2], watch=end, data=data,
-            limit=process._spec.output_limit or 0,
+            limit=process._spec.output_limit,
         )  # fmt: skip
         self._done = False
 

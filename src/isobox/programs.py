@@ -45,7 +45,7 @@ class Programs:
     """See the module. `running` has those that have not been waited for, by their number.
 
     `killed`: the caller ended them, and a program's end is told so. `ending`: nothing needs to be
-    cleaned up any more, since the whole container goes.
+    cleaned up any more, since the whole container goes. `paused`: nothing ends before it goes on.
     """
 
     def __init__(self, launched: Launched, spec: ContainerSpec) -> None:
@@ -54,7 +54,9 @@ class Programs:
         self.running: dict[int, Program] = {}
         self.killed = False
         self.ending = False
+        self.paused = False
         self._count = 0
+        self._oom_told = 0
         self._lock = threading.Lock()
         self._users: dict[str | None, User] = {}
         self._templates: dict[tuple[object, ...], ExecTemplate] = {}
@@ -78,6 +80,20 @@ class Programs:
     def over(self) -> bool:
         """Whether the container's init has ended."""
         return ended(self.launched.pidfd)
+
+    def ran_out_of_memory(self, own: int | None, was_killed: bool) -> bool:
+        """Whether the kernel killed processes of an exec for want of memory: `own`, where they were counted.
+
+        Where they were not (``measure=False``), a program that was killed is told by the container's
+        count, less what others have been told of.
+        """
+        if own == 0 or (own is None and not (was_killed and self.launched.group.present)):
+            return False
+        with self._lock:
+            if own is None:
+                own = max(0, self.launched.group.oom_kills() - self._oom_told)
+            self._oom_told += own
+            return own > 0
 
     def gone(self) -> StateError:
         """What to raise where its init is found to have ended."""

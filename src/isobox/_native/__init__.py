@@ -66,6 +66,9 @@ _SPAWN_STAGES: Final[dict[int, str]] = {
 }
 
 
+NO_LIMIT: Final = (1 << 64) - 1
+
+
 class Reply(NamedTuple):
     """One answer of isobox-init. It comes from inside: every number in it is untrusted."""
 
@@ -161,7 +164,7 @@ class Pump:
         watch: int = -1,
         watch_events: int = 1,
         data: bytes = b"",
-        limit: int = 0,
+        limit: int | None = None,
     ) -> None:
         pump = _ffi.new("struct isobox_pump *")
         pump.status_fd = status
@@ -170,7 +173,7 @@ class Pump:
         pump.watch_events = watch_events
         pump.stream[0].fd = stdout
         pump.stream[1].fd = stderr
-        pump.limit = limit
+        pump.limit = NO_LIMIT if limit is None else limit
         if data:
             self._input = _ffi.from_buffer(data)  # held: the pump has only its address
             pump.input = self._input

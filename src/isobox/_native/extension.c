@@ -292,7 +292,7 @@ static int read_stream(struct isobox_pump *pump, struct isobox_stream *stream)
     if (stream->size < 65536 && stream->size + (unsigned long)got >= 65536)
         fcntl(stream->fd, F_SETPIPE_SZ, 1 << 20); /* a flood: fewer, larger reads; may be refused */
     stream->size += (unsigned long)got;
-    if (pump->limit && pump->stream[0].size + pump->stream[1].size > pump->limit) {
+    if (pump->stream[0].size + pump->stream[1].size > pump->limit) {
         stream->size -= pump->stream[0].size + pump->stream[1].size - pump->limit;
         return 2;
     }

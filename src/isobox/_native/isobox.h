@@ -170,7 +170,7 @@ struct isobox_pump {
     const unsigned char *input;
     unsigned long input_size;
     unsigned long input_done;
-    unsigned long limit; /* bytes of both streams together; 0: none */
+    unsigned long limit; /* bytes of both streams together; ULONG_MAX: none */
     struct isobox_stream stream[2];
     struct isobox_reply reply;
 };
