@@ -19,6 +19,7 @@ from . import _native, cgroups, runtime
 from .host import features
 from .plan.ops import Op, encode
 from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES, Shape, prepare_plan
+from .rootfs.folder import folder_image
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
 from .worker import Worker
@@ -93,6 +94,7 @@ class Shared:
         self.host_rootfs: Rootfs | None = None
         self._host_paths: tuple[str, ...] = ()
         self.lock = threading.Lock()
+        self._folders = Bounded[tuple[object, ...], Rootfs](8)
         self._plans = Bounded[Hashable, tuple[Shape, list[Op], bytes]](16)
         self.worker = Worker("isobox-later")
         self.before_close: list[Callable[[], object]] = []
@@ -136,6 +138,21 @@ class Shared:
                 self.host_rootfs = host_image(root=self.root, state_dir=self.owner.state, python_paths=paths)
                 self._host_paths = paths
             return self.host_rootfs
+
+    def folder_image(self, path: str, own_ids: bool) -> Rootfs:
+        """Describe a folder as an image; the same value for the same folder."""
+        found = os.stat(path) if os.path.isdir(path) else None
+        if found is None or os.path.ismount(path):  # what is mounted there must not be held longer
+            return folder_image(path, root=own_ids)
+        key = (path, own_ids, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_mode)
+        rootfs = self._folders.get(key)
+        if rootfs is None:
+            rootfs = self._folders[key] = folder_image(path, root=own_ids)
+        return rootfs
+
+    def lasts(self, rootfs: Rootfs) -> bool:
+        """Whether a later container may be made of this very value."""
+        return rootfs is self.host_rootfs or any(rootfs is kept for kept in list(self._folders.values()))
 
     def prepared(self, kind: Hashable, shape: Shape) -> tuple[list[Op], bytes]:
         """Return the plan of a shell and its bytes; made once for all shells of a kind."""

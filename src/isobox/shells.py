@@ -250,14 +250,18 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
         stack.callback(_end, pidfd)
         if id_map is not None:
             idmap.write(pid, id_map)
+        # Before the plan is sent: where that fails, the process and its place in /proc are gone.
+        mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         table = Descriptors()
         try:
             shape = _shape(wanted, shared, id_map, pid, table)
             ops, plan = shared.prepared(wanted, shape)
             control.prepare(plan, table.fds)
+        except BaseException:
+            os.close(mounts_fd)
+            raise
         finally:
             table.close()
-        mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         return Shell(control, pid, pidfd, id_map, ops, stack.pop_all(), shared.worker, mounts_fd)
 
 
@@ -304,7 +308,7 @@ class Shells:
     def take(self, wanted: Wanted) -> Shell:
         """Return a shell of this kind, the caller's. Raises `SetupError`."""
         one_off = wanted.disk is not None or wanted.devices or wanted.mounts
-        if one_off or wanted.rootfs is not self.shared.host_rootfs:
+        if one_off or not self.shared.lasts(wanted.rootfs):
             return make_shell(wanted, self.shared)
         with self._changed:
             ready = self._ready.get(wanted)

@@ -153,7 +153,7 @@ def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
         stack.callback(shared.owner.discard, place)
         unpack(spec.image, f"{place}/rootfs", keep_owners=shared.root)
         return folder_image(f"{place}/rootfs", root=own_ids)
-    return folder_image(spec.image, root=own_ids)
+    return shared.folder_image(spec.image, own_ids)
 
 
 def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
