@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import queue
@@ -16,6 +17,9 @@ Job = Callable[[], "float | None"]
 
 _GATHER: Final = 0.003
 """Seconds from the first job to its start: the caller is on its way to something that matters more."""
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_AGAIN: Final = 0.1
+"""Seconds until a job gets another try that had no descriptors or memory left for it."""
 
 
 class Worker:
@@ -34,9 +38,12 @@ class Worker:
         self.failures: list[BaseException] = []
 
     def submit(self, job: Job, delay: float = 0.0) -> None:
-        """Have ``job`` run, no earlier than ``delay`` seconds from now."""
+        """Have ``job`` run, no earlier than ``delay`` seconds from now; once it is closed, here and once."""
+        if self._closed:
+            job()
+            return
         self._new.append((time.monotonic() + delay, job))
-        if self._thread is None and not self._closed:
+        if self._thread is None:
             self._start()
         elif self._idle:
             self._idle = False
@@ -86,6 +93,11 @@ class Worker:
         _, _, job = heapq.heappop(self._later)
         try:
             again = job()
+        except OSError as error:
+            if error.errno not in _PASSING or self._closed:
+                self.failures.append(error)
+                return
+            again = _AGAIN
         except Exception as error:  # noqa: BLE001 - kept for close(): there is nobody here to tell
             self.failures.append(error)
             return

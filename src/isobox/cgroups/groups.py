@@ -249,7 +249,6 @@ class Groups:
                 failures.append(error)
             group.close()
         self._worker.close(_CLOSE_SECONDS)
-        failures.extend(self._worker.failures)
         while self._ready:
             self._ready.popleft().discard()
         trees = list(dict.fromkeys(self._trees.values()))
@@ -258,7 +257,8 @@ class Groups:
             tree.close()
         try:
             collect([tree.path for tree in trees])
-        except CleanupError as error:
+        except CleanupError as error:  # else what the worker could not remove is gone now
+            failures.extend(self._worker.failures)
             failures.extend(error.errors)
         if failures:
             raise CleanupError("groups are left behind", tuple(failures))
