@@ -55,10 +55,11 @@ bench: venv
 sanitize: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	ISOBOX_SANITIZE=1 $(RUN) setup.py -q build --build-base .cache/sanitize --build-lib .cache/sanitize/lib
-	PYTHONPATH=.cache/sanitize/lib \
+	@nm -D .cache/sanitize/lib/isobox/_native/*.so | grep -q __asan_init
+	PYTHONPATH="$(CURDIR)/.cache/sanitize/lib" \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	ISOBOX_SANITIZED=1 $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+	ISOBOX_SANITIZED=1 $(RUN) -m pytest -m 'not slow' $(TESTS) $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv .cache build dist src/*.egg-info src/isobox/_native/isobox-init src/isobox/_native/*.so
