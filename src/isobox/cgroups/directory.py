@@ -34,12 +34,13 @@ class Tree:
 class Directory:
     """A group in one hierarchy: ``name`` below a `Tree`."""
 
-    __slots__ = ("_warm", "name", "tree")
+    __slots__ = ("_kept", "_warm", "name", "tree")
 
     def __init__(self, tree: Tree, name: str) -> None:
         self.tree = tree
         self.name = name
         self._warm: dict[str, int] = {}
+        self._kept: dict[str, int] = {}
 
     @property
     def path(self) -> str:
@@ -70,10 +71,21 @@ class Directory:
         """Return whether a file is there and its limit still as the kernel made it."""
         return file in self._warm
 
+    def keep(self, file: str) -> None:
+        """Open a file that is going to be read again and again, for `glance`."""
+        if file not in self._kept:
+            self._kept[file] = self.open(file, os.O_RDONLY)
+
+    def glance(self, file: str) -> bytes:
+        """Return the whole of a short file. Raises OSError."""
+        fd = self._kept.get(file)
+        return self.read(file) if fd is None else os.pread(fd, 4096, 0)
+
     def cool(self) -> None:
-        """Close what `warm` opened and `set` has not used."""
-        while self._warm:
-            os.close(self._warm.popitem()[1])
+        """Close what `warm` opened and `set` has not used, and what `keep` opened."""
+        for held in (self._warm, self._kept):
+            while held:
+                os.close(held.popitem()[1])
 
     def read(self, file: str) -> bytes:
         """Return the whole of a file. Raises OSError."""

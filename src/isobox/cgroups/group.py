@@ -108,8 +108,9 @@ class Group:
         return self._bundle.into_fd
 
     def joined(self) -> None:
-        """Close the descriptors for joining: nobody else is going to join by them."""
-        self._bundle.close()
+        """Close the descriptors for joining: nobody else is going to join by them, or by a reused group's."""
+        if self.measured or self._parent is None:
+            self._bundle.close()
 
     # Limits
 
@@ -225,7 +226,10 @@ class Group:
             try:
                 return self._idle.popleft()
             except IndexError:
-                return self._bundle.below(next(self._count), self._cheap())
+                bundle = self._bundle.below(next(self._count), self._cheap())
+                if "pids" in bundle.at:
+                    bundle.at["pids"].keep("pids.current")
+                return bundle
         if not measure:
             return self._bundle.below(next(self._count), ("memory", *self._cheap()))
         try:
@@ -389,9 +393,13 @@ class Group:
             with suppress(CgroupError):  # gone already, or the removal says it
                 DIALECTS[freezer.tree.version].thaw(freezer)  # or nothing in it could ever die
         self._meter.close()
-        for bundle in (self._bundle, *self._spare):
+        for bundle in (*self._spare, *self._idle):
             bundle.close()
-        if self._groups.is_ours():
+        ours = self._groups.is_ours()
+        if ours and self.recycle():
+            return
+        self._bundle.close()
+        if ours:
             self._groups.retire(self)
 
     def recycle(self) -> bool:

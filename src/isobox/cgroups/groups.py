@@ -140,7 +140,7 @@ class Groups:
     def retire(self, group: Group) -> None:
         """Take back a closed group."""
         self._containers.discard(group)
-        if group.recycle() or not group.present:
+        if not group.present:
             return
         self._worker.submit(_removal(group), 0.002)
         if not group.is_exec:
