@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from isobox import Container
+from leftovers import descendants
 
 ROOT = os.geteuid() == 0
 
@@ -27,6 +28,12 @@ def said(container: Container, args: list[str], **options: Any) -> str:
     assert result.ok, (result.reason, result.returncode, result.stdout, result.stderr)
     assert isinstance(result.stdout, str)
     return result.stdout
+
+
+def alone(container: Container) -> bool:
+    """Nothing runs in it but its init; what is dead is reaped a moment later."""
+    assert container.pid is not None
+    return not [name for name in descendants(container.pid).values() if not name.endswith((" Z", " X"))]
 
 
 # Two forks with a new session between them: nothing ties the last one to the first.

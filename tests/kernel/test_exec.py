@@ -19,8 +19,7 @@ import pytest
 
 import isobox
 from isobox import DEVNULL, PIPE, STDOUT, Container, ExecError, NonZeroExit, ProcessError, SpecError
-from leftovers import descendants
-from programs import python, said, sh
+from programs import alone, python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
@@ -237,7 +236,7 @@ with isobox.Container() as c:
         result = box.exec(["sh", "-c", "echo first; setsid sleep 60 &"], timeout=50)
         assert (result.stdout, result.reason) == (b"first\n", "exited")
         assert time.monotonic() - began < 5
-        assert box.pid is not None and descendants(box.pid) == {}
+        assert alone(box)
 
     def test_a_megabyte_a_stream(self, box: Container) -> None:
         code = "import os; [os.write(n, bytes([65 + n]) * 65536) for _ in range(64) for n in (1, 2)]"

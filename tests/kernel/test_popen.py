@@ -16,7 +16,7 @@ import pytest
 
 from isobox import DEVNULL, PIPE, STDOUT, Container, Process, SpecError, StateError
 from leftovers import descendants, wait_until
-from programs import DAEMON, python
+from programs import DAEMON, alone, python
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
@@ -141,7 +141,7 @@ class TestEnds:
     def test_nothing_is_left_after_wait(self, box: Container) -> None:
         with box.popen(python(DAEMON + "time.sleep(60)"), stdout=DEVNULL, stderr=DEVNULL) as process:
             assert process.wait(10) == 0
-        assert box.pid is not None and descendants(box.pid) == {}
+        assert alone(box)
 
     def test_never_waited_for(self) -> None:
         with Container() as container:

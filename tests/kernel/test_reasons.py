@@ -28,7 +28,7 @@ from isobox import (
     TimedOut,
 )
 from leftovers import descendants, wait_until
-from programs import BOMB, DAEMON, HOG, python
+from programs import BOMB, DAEMON, HOG, alone, python
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
@@ -40,12 +40,6 @@ SOON = 1.0
 def box() -> Iterator[Container]:
     with Container(pids=200) if isobox.host.features().cgroup_pids else Container() as container:
         yield container
-
-
-def alone(container: Container) -> bool:
-    """Nothing runs in it but its init."""
-    assert container.pid is not None
-    return descendants(container.pid) == {}
 
 
 def timed(container: Container, args: list[str], **options: Any) -> tuple[Result[Any], float]:
