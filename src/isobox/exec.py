@@ -15,7 +15,7 @@ from .options import PROGRAM_NAMES
 from .process import Process, encode_input
 from .programs import Programs
 from .spec import Args, ExecSpec
-from .streams import Streams, connect, terminal
+from .streams import Streams, connect, terminal, widen
 
 
 def known(options: Iterable[str], names: Collection[str]) -> None:
@@ -59,6 +59,8 @@ def _start(
             streams = terminal(programs.control.open("/dev/ptmx", os.O_RDWR), lent, kept)
         else:
             streams = connect(stdin, stdout, stderr, lent, kept)
+            if not capture:
+                widen(streams)
         group = programs.launched.group.child(spec.memory, spec.pids, spec.measure)
         kept.callback(group.close)
         if spec.cpu_time is not None and group.cpu_time() is None:
