@@ -336,6 +336,15 @@ def _write_file(path: str, text: bytes) -> None:
         raise SetupError(code, f"writing {path}", stage="user namespace", op=path, hint=hint(code)) from error
 
 
+class _Killed(subprocess.Popen[bytes]):
+    """One that does not outlive its ``with`` block."""
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.returncode is None:
+            self.kill()
+        super().__exit__(*exception)
+
+
 def _write_by_program(pid: int, idmap: IdMap) -> None:
     programs = newuidmap_programs()
     if programs is None:
@@ -355,17 +364,21 @@ def _write_by_program(pid: int, idmap: IdMap) -> None:
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.PIPE,
     }
-    running = [subprocess.Popen(command, env={"LC_ALL": "C"}, **pipes) for command in commands]
     failures: list[str] = []
-    for process in running:
-        try:
-            message = process.communicate(timeout=10)[1].decode(errors="replace").strip()
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            message = "newuidmap gave no answer within 10 s"
-        if process.returncode:
-            failures.append(message)
+    with contextlib.ExitStack() as stack:
+        # Where the second can't be started the first is still waited for.
+        running = [
+            stack.enter_context(_Killed(command, env={"LC_ALL": "C"}, **pipes)) for command in commands
+        ]
+        for process in running:
+            try:
+                message = process.communicate(timeout=10)[1].decode(errors="replace").strip()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                message = "newuidmap gave no answer within 10 s"
+            if process.returncode:
+                failures.append(message)
     if failures:
         raise SetupError(
             errno.EPERM,
