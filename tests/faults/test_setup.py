@@ -180,7 +180,9 @@ class Faults:
 
     def wrap(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def called(*arguments: Any, **named: Any) -> Any:
-            if self.fail_at and threading.get_ident() == self.thread:
+            # subprocess reads from a pipe, which does not fail, and relies on that.
+            own = name == "read" and arguments[1] in (32768, 50000)
+            if self.fail_at and threading.get_ident() == self.thread and not own:
                 self.calls += 1
                 if self.calls == self.fail_at:
                     self.failed = f"{name}{arguments}"[:120]
@@ -277,7 +279,7 @@ def test_no_more_descriptors() -> None:
         close_shared()
         left = settled(before, 3)
         assert not left, f"room for {room}: {left}"
-    assert 10 < refused < 149
+    assert 5 < refused < 149
 
 
 @pytest.mark.requires("ordinary_user")
