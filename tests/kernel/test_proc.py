@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-import pytest
-
-from isobox import Container, host
-
-BY_PID_NAMESPACE = os.geteuid() != 0 and not host.features().cgroups
+from isobox import Container
 
 
-@pytest.mark.xfail(
-    BY_PID_NAMESPACE,
-    reason="without cgroups an exec has a pid namespace of its own, but not a /proc",
-    strict=True,
-)
 def test_every_program_finds_itself_by_its_pid() -> None:
     """As ps, debuggers and language runtimes do: /proc/<getpid()> is the one that asks."""
     script = 'read -r pid rest < /proc/$$/stat && [ "$pid" = $$ ] && read -r self rest < /proc/self/stat'
