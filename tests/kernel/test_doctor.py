@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from isobox import runtime, shared
 from isobox.doctor import doctor, doctor_clean
 from isobox.findings import Item, Report
 
@@ -29,7 +30,14 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         os.chmod(folder, 0o755)
         monkeypatch.setenv("ISOBOX_STATE_DIR", f"{folder}/state")
         monkeypatch.setenv("ISOBOX_DATA_DIR", f"{folder}/data")
+        # What this process has at the usual places, other tests go on with.
+        monkeypatch.setattr(shared, "_current", None)
+        monkeypatch.setattr(runtime, "_current", None)
         yield Path(folder)
+        if shared._current is not None:
+            shared._current.close()
+        if runtime._current is not None:
+            runtime._current.close()
 
 
 def elsewhere(*wrapper: str, shell: str = "") -> dict[str, Item]:
