@@ -30,7 +30,7 @@ from .process import Process
 from .programs import Programs, ended
 from .result import Result
 from .rootfs.changes import Change, changes
-from .rootfs.views import views, visible_cpus
+from .rootfs.views import VIEWED, host_view, views, visible_cpus
 from .shared import shared
 from .spec import Args, ContainerSpec, ExecSpec
 from .start import Launched, explain_plan, launch, make_id
@@ -85,6 +85,7 @@ class Container:
         self._programs: Programs | None = None
         self._id = ""
         self._started = 0
+        self._changed_while_paused = False
         self._state = "created"
 
     def __repr__(self) -> str:
@@ -209,7 +210,7 @@ class Container:
         if self._state == "paused":
             with contextlib.suppress(CgroupError, OSError):
                 programs.launched.group.thaw()
-            programs.paused = False
+            programs.control.pause(False)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -253,8 +254,12 @@ class Container:
         """Freeze every process of the container (the cgroup freezer)."""
         programs = self._running("pause")
         with self._lock:
-            programs.launched.group.freeze()
-            programs.paused = True
+            programs.control.pause(True)
+            try:
+                programs.launched.group.freeze()
+            except BaseException:
+                programs.control.pause(False)
+                raise
             self._state = "paused"
 
     def resume(self) -> None:
@@ -264,8 +269,11 @@ class Container:
             raise StateError(f"resume: the container is {self.state}, not paused")
         with self._lock:
             self._programs.launched.group.thaw()
-            self._programs.paused = False
+            self._programs.control.pause(False)
             self._state = "running"
+        if self._changed_while_paused:
+            self._changed_while_paused = False
+            self._show_limits(self._programs.launched)
 
     def update(self, **limits: Any) -> None:
         """Change limits of the running container: cpu, cpu_weight, cpuset, memory, swap, pids, io.
@@ -278,24 +286,31 @@ class Container:
         programs = self._running("update", paused=True)
         launched = programs.launched
         spec = self._spec.with_limits(**limits)
+        allowed = os.sched_getaffinity(0)
+        cpus = None
+        if {"cpu", "cpuset"} & limits.keys():
+            cpus = visible_cpus(spec.limits, allowed) or allowed
         launched.group.update(spec.limits)
         self._spec = programs.spec = spec
-        allowed = os.sched_getaffinity(0)
-        cpus = visible_cpus(spec.limits, allowed)
-        for path, content in views(spec.limits, sorted(cpus or allowed)).items():
+        if cpus is not None:
+            for pid in {launched.pid, *launched.group.threads()}:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.sched_setaffinity(pid, cpus)
+        if programs.paused:
+            self._changed_while_paused = True
+        else:
+            self._show_limits(launched)
+
+    def _show_limits(self, launched: Launched) -> None:
+        """Rewrite the files that show limits; what had no limit at the start has no such file."""
+        shown = views(self._spec.limits, sorted(os.sched_getaffinity(launched.pid)))
+        for path in VIEWED:
             with contextlib.suppress(OSError):
                 fd = launched.control.open(path, os.O_WRONLY | os.O_TRUNC)
                 try:
-                    os.write(fd, content)
+                    os.write(fd, shown[path] if path in shown else host_view(path))
                 finally:
                     os.close(fd)
-        if {"cpu", "cpuset"} & limits.keys():
-            self._pin(launched, cpus or allowed)
-
-    def _pin(self, launched: Launched, cpus: set[int]) -> None:
-        for pid in {launched.pid, *launched.group.threads()}:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.sched_setaffinity(pid, cpus)
 
     def _running(self, verb: str, *, paused: bool = False) -> Programs:
         self._own()

@@ -28,6 +28,8 @@ class Control:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
+        self.paused = False
+        """Whether nobody in there can answer."""
 
     def fileno(self) -> int:
         """The socket; -1 after close."""
@@ -38,6 +40,15 @@ class Control:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def pause(self, on: bool) -> None:
+        """Say that the container is about to be frozen; waits for the answer that someone waits for."""
+        with self._lock:
+            self.paused = on
+
+    def _awake(self) -> None:
+        if self.paused:
+            raise StateError("the container is paused; resume it first")
 
     def _gone(self, error: OSError) -> StateError:
         return StateError(f"the container has stopped ({error.strerror})")
@@ -111,6 +122,7 @@ class Control:
         with self._lock:
             if self._fd < 0:
                 raise StateError("the container has stopped")
+            self._awake()
             try:
                 _native.send(self._fd, head + payload)
                 reply, fd, pid = _native.receive(self._fd, REPLY_TIMEOUT_MS)
@@ -168,6 +180,7 @@ class Control:
 
     def signal(self, number: int, signal: int) -> bool:
         """Send a signal to the program of an exec; False if it has ended."""
+        self._awake()
         with contextlib.suppress(ProcessLookupError, StateError):
             self._ask(_native.SIGNAL, b"", (number, signal))
             return True
@@ -175,6 +188,7 @@ class Control:
 
     def locate(self, number: int) -> int | None:
         """The pid of an exec's program as this process sees it; None if it has ended."""
+        self._awake()
         with contextlib.suppress(ProcessLookupError, StateError):
             _fd, pid = self._ask(_native.LOCATE, b"", (number,))
             return pid if pid > 0 else None

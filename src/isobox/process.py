@@ -96,6 +96,7 @@ class Process:
         self._ended = threading.Event()
         self._guard: threading.Thread | None = None
         self._terminal: int | None = None
+        self._pid: int | None = None
         wall = spec.timeout
         if spec.cpu_time is not None:
             share = programs.limits.cpu
@@ -371,7 +372,11 @@ class Process:
     @property
     def pid(self) -> int | None:
         """The program's pid as this process sees it; None once it has ended."""
-        return None if self.returncode is not None else self._programs.control.locate(self._number)
+        if self.returncode is not None:
+            return None
+        if self._pid is None:
+            self._pid = self._programs.control.locate(self._number)
+        return self._pid
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when the program has ended."""
@@ -453,8 +458,15 @@ class Process:
         self.send_signal(signals.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the program; what it started ends with it, at the latest when `wait` returns."""
-        self.send_signal(signals.SIGKILL)
+        """Kill the program; what it started ends with it, at the latest when `wait` returns.
+
+        In a paused container it ends when that goes on.
+        """
+        if self._programs.paused and self.returncode is None:
+            self._reason = self._reason or "killed"
+            self._kill_all()
+        else:
+            self.send_signal(signals.SIGKILL)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the program's terminal its size (``tty=True``)."""
@@ -492,7 +504,8 @@ class Process:
         if kind is not None:
             self.kill()
         self._close_streams()
-        self.wait()
+        if kind is None or not self._programs.paused:  # else the container's own end is what to wait for
+            self.wait()
         self.close()
 
     def __del__(self) -> None:

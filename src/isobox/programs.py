@@ -45,7 +45,7 @@ class Programs:
     """See the module. `running` has those that have not been waited for, by their number.
 
     `killed`: the caller ended them, and a program's end is told so. `ending`: nothing needs to be
-    cleaned up any more, since the whole container goes. `paused`: nothing ends before it goes on.
+    cleaned up any more, since the whole container goes.
     """
 
     def __init__(self, launched: Launched, spec: ContainerSpec) -> None:
@@ -54,7 +54,6 @@ class Programs:
         self.running: dict[int, Program] = {}
         self.killed = False
         self.ending = False
-        self.paused = False
         self._count = 0
         self._oom_told = 0
         self._lock = threading.Lock()
@@ -65,6 +64,11 @@ class Programs:
     def control(self) -> Control:
         """The socket to the container's init."""
         return self.launched.control
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing ends before the container goes on."""
+        return self.control.paused
 
     @property
     def limits(self) -> Limits:

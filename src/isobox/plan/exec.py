@@ -60,7 +60,7 @@ def exec_ops(
     if tty:
         ops.append(make("TERMINAL", user.uid, note="controlling terminal"))
     ops += [
-        make("RLIMIT", number, soft & (2**63 - 1) if soft < 2**63 else -1, hard if hard < 2**63 else -1)
+        make("RLIMIT", number, soft, hard)  # -1: none, as in the kernel
         for number, (soft, hard) in rlimits.items()
     ]
     # isobox-init is uid 0 without groups, in "/", with no_new_privs and a bounding set: what it hands on

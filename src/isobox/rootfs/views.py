@@ -21,12 +21,13 @@ from functools import lru_cache
 from isobox.errors import UnsupportedError
 from isobox.spec import Limits, format_cpuset, parse_cpuset
 
-__all__ = ["visible_cpus", "views"]
+__all__ = ["VIEWED", "host_view", "visible_cpus", "views"]
 
 MEMINFO = "/proc/meminfo"
 CPUINFO = "/proc/cpuinfo"
 STAT = "/proc/stat"
 ONLINE = "/sys/devices/system/cpu/online"
+VIEWED = (MEMINFO, CPUINFO, STAT, ONLINE)
 
 _next_turn = itertools.count().__next__
 
@@ -104,6 +105,11 @@ def _is_whole_machine(cpus: tuple[int, ...]) -> bool:
 @lru_cache(maxsize=8)
 def _host(path: str) -> bytes:
     """Read a file of the host's once; b"" where this machine has none."""
+    return host_view(path)
+
+
+def host_view(path: str) -> bytes:
+    """What the host's own file says now, for a limit that was lifted; b"" where it has none."""
     try:
         with open(path, "rb") as file:
             return file.read()
