@@ -139,8 +139,15 @@ def _own(
         join_fds=range(joins),
         late_namespaces=late_namespaces(spec.namespaces),
         mounts=mounts,
-        read_only=[tree.target for tree in rootfs.trees if tree.kind == "overlay"] if spec.read_only else (),
+        read_only=_in_sight(rootfs, spec.mounts) if spec.read_only else (),
     )
+
+
+def _in_sight(rootfs: Rootfs, mounts: Sequence[Mount]) -> list[str]:
+    """Where the trees are that no mount of the user's covers: what is found there is the tree itself."""
+    covered = tuple(f"{mount.target}/" for mount in mounts)
+    targets = (tree.target for tree in rootfs.trees if tree.kind == "overlay")
+    return [target for target in targets if not f"{target}/".startswith(covered)]
 
 
 def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
@@ -266,7 +273,7 @@ def _setup_error(ops: Sequence[Op], reply: _native.Reply, group: Group) -> Setup
         return SetupError(number, "isobox-init ended", stage="setup", hint=hint("setup", number))
     op = ops[reply.op]
     name = op.name.lower().replace("_", "-")
-    return SetupError(number, describe(op), stage="setup", op=name, hint=hint(op.name, number, op))
+    return SetupError(number, describe(op, 0), stage="setup", op=name, hint=hint(op.name, number, op))
 
 
 def exec_error(ops: Sequence[Op], reply: _native.Reply, program: str) -> Exception:
@@ -284,6 +291,6 @@ def exec_error(ops: Sequence[Op], reply: _native.Reply, program: str) -> Excepti
         if op.name == "IDS" and number == errno.EINVAL:
             return SpecError("user", op.args[0], "an id that exists in the container (see idmap)")
         return ExecError(
-            number, describe(op), stage="exec", op=op.name.lower(), hint=hint(op.name, number, op)
+            number, describe(op, 0), stage="exec", op=op.name.lower(), hint=hint(op.name, number, op)
         )
     return ExecError(number, program, stage="exec", op="clone3", hint=hint("clone", number))
