@@ -72,6 +72,8 @@ _ATTACH_MOUNTS: dict[int, str] = {
 def hint(where: str, number: int, op: Op | None = None) -> str:
     """Return one sentence that says what would help, or ""."""
     found = _HINTS.get((where, number), "")
+    if where == "ATTACH" and number == errno.EINVAL and op is not None and op.note.startswith("bind of"):
+        return _ATTACH_MOUNTS[errno.ENOTDIR]
     if (
         not found
         and op is not None

@@ -59,12 +59,12 @@ def encode_request(
     return _REQUEST.pack(kind, flags, size, nfds, number, *(*args, 0, 0, 0)[:3])
 
 
-def describe(op: Op) -> str:
+def describe(op: Op, width: int = 14) -> str:
     """Return one line of ``explain``: the op, its strings where they are text, its note."""
     words = [_shown(text) for text in op.strings]
     if op.note:
         words.append(f"({op.note})" if words else op.note)
-    return f"{op.name.lower().replace('_', '-'):<14} {' '.join(words)}".rstrip()
+    return f"{op.name.lower().replace('_', '-'):<{width}} {' '.join(words)}".rstrip()
 
 
 def _shown(text: bytes) -> str:
