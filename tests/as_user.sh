@@ -71,10 +71,13 @@ finish() {
         find "$base/$user" -depth -type d -exec rmdir {} + 2>/dev/null || :
     done
     userdel "$user" 2>/dev/null || :
+    rm -rf --one-file-system "$scratch/home" "$scratch/copy" "/tmp/isobox-$uid" "/tmp/pytest-of-$user"
+    # Not by rm: the checkout itself is mounted in there.
     for shown in "$scratch/shown"/*; do
         umount --lazy "$shown" 2>/dev/null || :
+        rmdir "$shown" 2>/dev/null || :
     done
-    rm -rf --one-file-system "$scratch" "/tmp/isobox-$uid" "/tmp/pytest-of-$user"
+    rmdir "$scratch/shown" "$scratch" 2>/dev/null || :
 }
 trap finish EXIT
 trap 'exit 130' INT
@@ -84,37 +87,41 @@ as_user() {
     setpriv --reuid "$user" --regid "$user" --init-groups -- "$@"
 }
 
-# Show $2 (a copy of it, or itself) to the user at the path $1, whatever lies above it.
+# Hold a folder at a place of our own: what is mounted over what lies above it may hide it.
+hold() {
+    mkdir -p "$scratch/shown/$1"
+    mount --rbind "$2" "$scratch/shown/$1"
+}
+
+# Show what is held under the name $1 at the path $2 to the user, whatever lies above that.
 show() {
-    number=$((${number:-0} + 1))
-    mkdir -p "$scratch/shown/$number"
-    mount --rbind "$2" "$scratch/shown/$number"
     hidden=
-    parent=$1
+    parent=$2
     while [ "$parent" != / ]; do
         parent=$(dirname "$parent")
         as_user test -x "$parent" || hidden=$parent
     done
-    if [ -n "$hidden" ]; then
-        mount -t tmpfs -o mode=755 isobox-test "$hidden"
-        mkdir -p "$1"
-    fi
-    mount --rbind "$scratch/shown/$number" "$1"
+    [ -z "$hidden" ] || mount -t tmpfs -o mode=755 isobox-test "$hidden"
+    [ -d "$2" ] || mkdir -p "$2"
+    mount --rbind "$scratch/shown/$1" "$2"
 }
 
 python=$1
 prefix=$(realpath "$("$python" -c 'import sys; print(sys.base_prefix)')")
-as_user test -x "$prefix/bin" || show "$prefix" "$prefix"
-if ! as_user test -r "$here/tests/as_user.sh"; then
-    show "$here" "$here"
-fi
-if ! as_user sh -c 'cat src/isobox/*.py tests/*.py >/dev/null && "$1" -c "import cffi"' sh "$python" 2>/dev/null; then
-    # Readable for root only (a umask of 077): a copy with wider permissions, at the same path.
-    cp -a "$here" "$scratch/copy"
-    chmod -R go+rX "$scratch/copy"
-    show "$here" "$scratch/copy"
-fi
+hold prefix "$prefix"
+hold here "$here"
+as_user test -x "$prefix/bin" || show prefix "$prefix"
+[ -d "$here/tests" ] && as_user test -r "$here/tests" || show here "$here"
+readable='cat src/isobox/*.py tests/*.py >/dev/null && "$1" -c "import cffi"'
 cd "$here"
+if ! as_user sh -c "$readable" sh "$python" 2>/dev/null; then
+    # Files are readable for root only (a umask of 077): a copy with wider permissions, at the same path.
+    cp -a "$scratch/shown/here" "$scratch/copy"
+    chmod -R go+rX "$scratch/copy"
+    hold copy "$scratch/copy"
+    show copy "$here"
+    cd "$here"
+fi
 
 # An ordinary user has cgroups only where they were delegated.
 no_cgroups=cgroups,cgroup_cpu,cgroup_cpuset,cgroup_memory,cgroup_pids,cgroup_io,cgroup_freezer
