@@ -86,6 +86,7 @@ class Process:
         self._data = data
         self._began = time.monotonic_ns()
         self._reason: Reason | None = None
+        self._killed = False
         self._truncated = False
         self._reply: _native.Reply | None = None
         self._usage: Usage | None = None
@@ -309,7 +310,16 @@ class Process:
                 raise
 
     def _finish(self, pump: _native.Pump) -> None:
-        """Make sure that nothing is left, then take the last readings."""
+        """Make sure that nothing is left, then take the last readings. What fails there, `wait` raises."""
+        try:
+            self._conclude(pump)
+        except BaseException as error:
+            self._failure = error
+            self._release(pump)
+            self._ended.set()
+            raise
+
+    def _conclude(self, pump: _native.Pump) -> None:
         reply = pump.reply()
         if self._group.present and not self._programs.ending and not self._group.empty():
             try:
@@ -322,7 +332,6 @@ class Process:
             self._reason = self._reason or "output-limit"
         self._output = (pump.output(0), pump.output(1))
         if reply is not None and reply.kind == _native.FAILED:
-            self._release(pump)
             raise exec_error(self._ops, reply, self.args[0])
         self._reply = reply
         usage = self._measure(reply)
@@ -330,7 +339,7 @@ class Process:
         code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
         ran_out = self._programs.ran_out_of_memory(usage.oom_kills, code == -signals.SIGKILL)
         if self._reason is None:
-            if self._programs.killed and code == -signals.SIGKILL:  # else it had ended before
+            if (self._programs.killed or self._killed) and code == -signals.SIGKILL:  # else it ended before
                 self._reason = "killed"
             elif ran_out:
                 self._reason = "oom"
@@ -389,6 +398,8 @@ class Process:
                 self._supervise(_native.Pump(self._status_fd), 0)
             finally:
                 self._lock.release()
+        if self._failure is not None:
+            raise self._failure
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -448,10 +459,13 @@ class Process:
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program (not to what it started); nothing happens if it has ended."""
         number = int(signals.Signals(signal))
-        if self.returncode is not None or not self._programs.control.signal(self._number, number):
+        if self.returncode is not None:
             return
-        if number == signals.SIGKILL and self._reason is None:
-            self._reason = "killed"
+        # Before it is sent: another thread may be waiting, and sees the end at once.
+        kills, before = number == signals.SIGKILL, self._killed
+        self._killed = before or kills
+        if not self._programs.control.signal(self._number, number):
+            self._killed = before
 
     def terminate(self) -> None:
         """Send SIGTERM."""
