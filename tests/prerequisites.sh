@@ -49,14 +49,15 @@ esac
 install="apt-get install --no-install-recommends$missing${optional:+ $optional}"
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "Installing what is missing: $install"
+    log=$(mktemp)
     # shellcheck disable=SC2086  # a list of packages
     if (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
-        --no-install-recommends $missing $optional) >/tmp/isobox-apt.$$ 2>&1; then
-        rm -f /tmp/isobox-apt.$$
+        --no-install-recommends $missing $optional) >"$log" 2>&1; then
+        rm -f "$log"
         exit 0
     fi
-    cat /tmp/isobox-apt.$$ >&2
-    rm -f /tmp/isobox-apt.$$
+    cat "$log" >&2
+    rm -f "$log"
 fi
 [ -n "$missing" ] || exit 0
 case $what in
