@@ -273,16 +273,19 @@ class Group:
         """Stop everything, and return once it has. Raises `UnsupportedError`, `CgroupError`."""
         group, dialect = self._need("freezer", "pause")
         self._frozen = True
-        dialect.freeze(group)
-        deadline = time.monotonic() + _FREEZE_SECONDS
-        pause = 0.0002
-        while not dialect.is_frozen(group):
-            if time.monotonic() > deadline:
-                self.thaw()
-                message = f"{group.path} does not stop: a process waits for a device"
-                raise CgroupError(errno.EBUSY, message, stage="cgroup", op="freeze")
-            time.sleep(pause)
-            pause = min(pause * 2, 0.005)
+        try:
+            dialect.freeze(group)
+            deadline = time.monotonic() + _FREEZE_SECONDS
+            pause = 0.0002
+            while not dialect.is_frozen(group):
+                if time.monotonic() > deadline:
+                    message = f"{group.path} does not stop: a process waits for a device"
+                    raise CgroupError(errno.EBUSY, message, stage="cgroup", op="freeze")
+                time.sleep(pause)
+                pause = min(pause * 2, 0.005)
+        except BaseException:
+            self.thaw()
+            raise
 
     def thaw(self) -> None:
         """Let everything go on."""
