@@ -11,7 +11,6 @@ import gc
 import os
 import resource
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from isobox import host as hosts
 from isobox.control import Control
 from isobox.plan.ops import encode_op, make
 from leftovers import at_rest, close_shared, descendants, nothing_left, settled
+from seams import Faults, every_call
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
@@ -155,78 +155,6 @@ def test_a_shell_that_failed_while_it_was_ready(monkeypatch: pytest.MonkeyPatch)
 
 
 # The host's side
-
-CALLS: dict[Any, str] = {
-    _native: "spawn send receive clone_tree mount_setattr new_tmpfs init_memfd",
-    os: "open mkdir write pread read pipe dup pidfd_open chmod chown fchmod mknod symlink "
-    "memfd_create stat listdir",
-    idmap: "write",
-    shells.socket: "socketpair",
-}
-
-
-class Faults:
-    """Makes the n-th call of the seams fail in this thread; counts them all."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-        self.calls = 0
-        self.fail_at = 0
-        self.failed = ""
-        self.code = code
-        self.thread = threading.get_ident()
-        for module, names in CALLS.items():
-            for name in names.split():
-                monkeypatch.setattr(module, name, self.wrap(getattr(module, name), name))
-
-    def wrap(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def called(*arguments: Any, **named: Any) -> Any:
-            # subprocess reads from a pipe, which does not fail, and relies on that.
-            own = name == "read" and arguments[1] in (32768, 50000)
-            if self.fail_at and threading.get_ident() == self.thread and not own:
-                self.calls += 1
-                if self.calls == self.fail_at:
-                    self.failed = f"{name}{arguments}"[:120]
-                    if name == "spawn":
-                        raise _native.SpawnError(self.code, os.strerror(self.code))
-                    raise OSError(self.code, os.strerror(self.code))
-            return function(*arguments, **named)
-
-        return called
-
-    def at(self, number: int) -> None:
-        self.calls, self.fail_at, self.failed = 0, number, ""
-
-    def off(self) -> None:
-        self.fail_at = 0
-
-
-def every_call(
-    faults: Faults, step: Callable[[], object], most: int = 2000, after: Callable[[], object] | None = None
-) -> int:
-    """Run `step` with its 1st, 2nd, ... call failing until a run meets no failure. Returns how many did."""
-    problems: list[str] = []
-    for number in range(1, most):
-        before = at_rest() if after is None else None
-        faults.at(number)
-        try:
-            step()
-        except isobox.IsoboxError:
-            pass
-        except Exception as error:
-            problems.append(f"{number} {faults.failed}: raised {error!r}")
-        failed = faults.failed
-        faults.off()
-        if after is not None:
-            after()
-        if not failed:
-            assert not problems, "\n".join(problems)
-            return number - 1
-        if before is not None:
-            close_shared()
-            left = settled(before, 3)
-            if left:
-                problems.append(f"{number} {failed}: left {left}")
-    raise AssertionError(f"more than {most} calls")
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
