@@ -364,13 +364,13 @@ class Container:
         memory are enforced whether or not anyone waits.
         """
         process, streams = start_program(self._exec_programs(), args, options, capture=False)
-        process._open_streams(streams)
         try:
             process._await_start()
+            process._guard_limits()
+            process._open_streams(streams)
         except BaseException:
             process._abandon()
             raise
-        process._guard_limits()
         return process
 
     def _exec_programs(self) -> Programs:

@@ -8,6 +8,7 @@ Process made by `popen` with a limit in time has a thread that does this whether
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import signal as signals
@@ -23,7 +24,7 @@ from attrs import evolve
 
 from . import _native
 from .cgroups import Group
-from .errors import CgroupError, SpecError, StateError
+from .errors import CgroupError, IsoboxError, SpecError, StateError
 from .plan.ops import Op
 from .programs import Programs
 from .result import Reason, Result
@@ -87,6 +88,7 @@ class Process:
         self._began = time.monotonic_ns()
         self._reason: Reason | None = None
         self._killed = False
+        self._opened = False
         self._truncated = False
         self._reply: _native.Reply | None = None
         self._usage: Usage | None = None
@@ -135,8 +137,9 @@ class Process:
                 if spec.text
                 else raw
             )
-        self._kept.pop_all()  # the files own the descriptors from here on
         self.stdin, self.stdout, self.stderr = files
+        self._kept.pop_all()  # the files own the descriptors from here on
+        self._opened = True
 
     def _await_start(self) -> None:
         """Wait until the program runs; raises what kept it from running."""
@@ -154,11 +157,17 @@ class Process:
         self._ended.set()
 
     def _abandon(self) -> None:
-        """Give everything back: it did not start."""
+        """Give everything back: it did not start, or not so that anyone could use it."""
         self._programs.running.pop(self._number, None)
+        with contextlib.suppress(IsoboxError):
+            self._kill_all()
         self._group.close()
         self._ended.set()
-        self.close()
+        if self._opened:
+            self.close()
+        else:
+            self._status_fd = -1
+            self._kept.close()
 
     def _guard_limits(self) -> None:
         """Enforce limits in time and memory even when nobody waits."""
@@ -314,7 +323,7 @@ class Process:
         try:
             self._conclude(pump)
         except BaseException as error:
-            self._failure = error
+            self._failure = copy.copy(error)  # its traceback holds this object, which would hold it
             self._release(pump)
             self._ended.set()
             raise
@@ -559,19 +568,19 @@ class _Reader:
     def __init__(self, process: Process, data: bytes) -> None:
         self._process = process
         fds = [-1, -1, -1]
-        for number, file in enumerate((process.stdin, process.stdout, process.stderr)):
-            if file is not None and not file.closed:
-                if number == 0:
-                    file.flush()
-                fds[number] = os.dup(file.fileno())
-        if fds[0] >= 0:
+        feeds = process.stdin is not None and not process.stdin.closed
+        with ExitStack() as copies:
+            for number, file in enumerate((process.stdin, process.stdout, process.stderr)):
+                if file is not None and not file.closed and (number > 0 or data):
+                    if number == 0:
+                        file.flush()
+                    fds[number] = os.dup(file.fileno())
+                    copies.callback(os.close, fds[number])
+            self._end = end = os.dup(process.fileno())
+            copies.pop_all()  # the pump's, from here on
+        if feeds:
             assert process.stdin is not None
             process.stdin.close()
-            if not data:
-                os.close(fds[0])
-                fds[0] = -1
-        end = os.dup(process.fileno())
-        self._end = end
         self._pump = _native.Pump(
             -1, stdin=fds[0], stdout=fds[1], stderr=fds[2], watch=end, data=data,
             limit=process._spec.output_limit,
