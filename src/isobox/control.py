@@ -65,7 +65,7 @@ class Control:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise  # else it has ended, and what it said last can still be read
         try:
-            reply, fd, _pid = _native.receive(self._fd, REPLY_TIMEOUT_MS * 6)
+            reply, fd, _pid = self._await_ready()
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 return _native.Reply(_native.FAILED, -1, errno.EPIPE, 0)
@@ -73,6 +73,15 @@ class Control:
         if fd >= 0:
             os.close(fd)
         return reply
+
+    def _await_ready(self) -> tuple[_native.Reply, int, int]:
+        """Wait for a minute, in pieces: a setup may hang, and between them the signals of Python run."""
+        for _ in range(59):
+            try:
+                return _native.receive(self._fd, REPLY_TIMEOUT_MS // 10)
+            except TimeoutError:
+                continue
+        return _native.receive(self._fd, REPLY_TIMEOUT_MS // 10)
 
     def exec(self, plan: bytes, fds: Sequence[int], *, number: int, flags: int, cgroup: int = -1) -> None:
         """Ask for an exec; what becomes of it comes through fds[0]."""

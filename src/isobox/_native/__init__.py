@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
+from ..errors import StateError
+
 _compiled: Any = import_module("isobox._native._isobox")
 _ffi: Any = _compiled.ffi
 _lib: Any = _compiled.lib
@@ -181,10 +183,13 @@ class Pump:
         self._pump = pump
 
     def run(self, deadline_ns: int = -1) -> int:
-        """Go on until something happens (PUMP_*); `deadline_ns` is of CLOCK_MONOTONIC, -1: none."""
+        """Go on until something happens (PUMP_*); `deadline_ns` is of CLOCK_MONOTONIC, -1: none.
+
+        Raises `StateError` for what is no record of an exec, OSError.
+        """
         event: int = _lib.isobox_pump_run(self._pump, deadline_ns)
         if event > PUMP_LOST:
-            _check(-(self._pump.error or 5))
+            self._failed()
         return event
 
     def run_until_start(self) -> Reply | None:
@@ -196,9 +201,14 @@ class Pump:
         if event == PUMP_LOST:
             return None
         if event > PUMP_LOST:
-            _check(-(self._pump.error or 5))
+            self._failed()
         r = self._pump.reply
         return Reply(r.kind, r.op, r.error, r.status)
+
+    def _failed(self) -> None:
+        if self._pump.error == errno.EBADMSG:
+            raise StateError("the container's init does not answer properly")
+        _check(-(self._pump.error or errno.EIO))
 
     def watch(self, fd: int, events: int = 1) -> None:
         """Report PUMP_WATCH when `fd` has one of `events` (poll(2); 1 is POLLIN)."""

@@ -204,6 +204,13 @@ int isobox_send(int sock, const unsigned char *data, unsigned long size, const i
     return sent < 0 ? -errno : 0;
 }
 
+static long long monotonic_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 /* One reply from inside: untrusted. A wrong size is EBADMSG; surplus descriptors are closed. `fd` and
  * `pid` (as this process sees it) are -1 where the reply carried none. 0 on success. */
 int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int timeout_ms)
@@ -212,8 +219,15 @@ int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int 
     union ancillary control;
     struct msghdr header;
     struct pollfd watched = {sock, POLLIN, 0};
+    long long deadline = monotonic_ns() + timeout_ms * 1000000LL, left = timeout_ms;
+    int ready;
     *fd = *pid = -1;
-    int ready = poll(&watched, 1, timeout_ms);
+    /* Signals wait: an answer that is not taken would be the next request's. */
+    while ((ready = poll(&watched, 1, (int)left)) < 0 && errno == EINTR) {
+        left = (deadline - monotonic_ns()) / 1000000;
+        if (left < 0)
+            left = 0;
+    }
     if (ready <= 0)
         return ready == 0 ? -ETIMEDOUT : -errno;
     memset(&header, 0, sizeof header);
@@ -246,7 +260,7 @@ int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int 
                 close(got);
         }
     }
-    if (size == 0)
+    if (size == 0 && *fd < 0 && *pid < 0) /* the end; an empty message has its sender's credentials */
         return -EPIPE;
     if (size != (ssize_t)sizeof *reply || header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
         if (*fd >= 0)
@@ -255,13 +269,6 @@ int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int 
         return -EBADMSG;
     }
     return 0;
-}
-
-static long long monotonic_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static void close_stream(struct isobox_stream *stream)
@@ -346,6 +353,8 @@ static int read_status(struct isobox_pump *pump)
         return pump_failed(pump, EBADMSG);
     if (reply.kind == ISOBOX_STARTED)
         return 0;
+    if (reply.kind != ISOBOX_ENDED && reply.kind != ISOBOX_FAILED)
+        return pump_failed(pump, EBADMSG);
     pump->reply = reply;
     pump->have_status = 1;
     int drained = drain(pump);
@@ -421,7 +430,7 @@ int isobox_pump_first(struct isobox_pump *pump)
         return errno == EINTR ? ISOBOX_PUMP_INTERRUPTED : pump_failed(pump, errno);
     if (got == 0)
         return ISOBOX_PUMP_LOST;
-    if (got != (ssize_t)sizeof reply)
+    if (got != (ssize_t)sizeof reply || (reply.kind != ISOBOX_STARTED && reply.kind != ISOBOX_FAILED))
         return pump_failed(pump, EBADMSG);
     pump->reply = reply;
     return 0;
