@@ -352,8 +352,7 @@ class Container:
             raise SpecError("input", data, "none where stdin is given")
         if data is not None or options.get("tty"):
             options["stdin"] = PIPE
-        process, streams = start_program(self._exec_programs(), args, options, capture=True, data=data)
-        process._run(streams)
+        process = start_program(self._exec_programs(), args, options, Process._run, capture=True, data=data)
         result = process.result()
         return result.check() if check else result
 
@@ -363,15 +362,7 @@ class Container:
         Streams default to the ones of `exec`: stdin empty, stdout and stderr PIPE. Limits in time and
         memory are enforced whether or not anyone waits.
         """
-        process, streams = start_program(self._exec_programs(), args, options, capture=False)
-        try:
-            process._await_start()
-            process._guard_limits()
-            process._open_streams(streams)
-        except BaseException:
-            process._abandon()
-            raise
-        return process
+        return start_program(self._exec_programs(), args, options, Process._begin, capture=False)
 
     def _exec_programs(self) -> Programs:
         programs = self._programs

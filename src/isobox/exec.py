@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from subprocess import DEVNULL, PIPE
 from typing import Any
@@ -26,15 +26,22 @@ def known(options: Iterable[str], names: Collection[str]) -> None:
 
 
 def start_program(
-    programs: Programs, args: Args, options: Any, *, capture: bool, data: object = None
-) -> tuple[Process, Streams]:
-    """Ask for the program and return at once. `options` are those of `Container.exec`.
+    programs: Programs,
+    args: Args,
+    options: Any,
+    begin: Callable[[Process, Streams], None],
+    *,
+    capture: bool,
+    data: object = None,
+) -> Process:
+    """Ask for the program and call `begin` with it. `options` are those of `Container.exec`.
 
-    `capture`: its caller waits for its end right away; else its start is reported too. Raises
-    `SpecError`, `StateError`, `UnsupportedError`, `CgroupError`, `ExecError`; then nothing is left.
+    `capture`: `begin` waits for its end; else its start is reported too. Whatever is raised, by
+    `begin` or by a signal's handler at any moment, nothing runs on and nothing is left. Raises
+    `SpecError`, `StateError`, `UnsupportedError`, `CgroupError`, `ExecError`.
     """
     try:
-        return _start(programs, args, options, capture, data)
+        return _start(programs, args, options, begin, capture, data)
     except IsoboxError:
         raise
     except OSError as error:  # what the kernel refused to this process
@@ -44,8 +51,13 @@ def start_program(
 
 
 def _start(
-    programs: Programs, args: Args, options: Any, capture: bool, data: object
-) -> tuple[Process, Streams]:
+    programs: Programs,
+    args: Args,
+    options: Any,
+    begin: Callable[[Process, Streams], None],
+    capture: bool,
+    data: object,
+) -> Process:
     stdin = options.pop("stdin", DEVNULL)
     stdout = options.pop("stdout", PIPE)
     stderr = options.pop("stderr", PIPE)
@@ -86,15 +98,17 @@ def _start(
             status_fd=status,
             group=group,
             ops=template.ops,
-            kept=kept,
+            kept=kept.pop_all(),
             data=encoded,
         )
         programs.running[number] = process
         try:
             programs.control.exec(template.encode(spec.args), fds, number=number, flags=flags, cgroup=born_in)
+            lent.close()
+            group.joined()
+            begin(process, streams)
         except BaseException:
-            process._disown()
+            lent.close()  # so that the status pipe ends where nobody writes to it
+            process._give_up()
             raise
-        group.joined()
-        process._kept = kept.pop_all()
-    return process, streams
+    return process

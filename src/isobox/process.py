@@ -24,7 +24,7 @@ from attrs import evolve
 
 from . import _native
 from .cgroups import Group
-from .errors import CgroupError, IsoboxError, SpecError, StateError
+from .errors import CgroupError, SpecError, StateError
 from .plan.ops import Op
 from .programs import Programs
 from .result import Reason, Result
@@ -150,24 +150,26 @@ class Process:
         if reply is None:
             raise self._programs.gone()
 
-    def _disown(self) -> None:
-        """Nothing became of it, and its descriptors are not its own."""
-        self._programs.running.pop(self._number, None)
-        self._status_fd = -1
-        self._ended.set()
+    def _give_up(self) -> None:
+        """Kill what may have been started, wait for its end, give everything back."""
+        try:
+            if self._status_fd >= 0 and not self._ended.is_set():
+                self._enforce("killed", _native.Pump(self._status_fd))
+        finally:
+            self._programs.running.pop(self._number, None)
+            self._group.close()
+            self._ended.set()
+            if self._opened:
+                self.close()
+            else:
+                self._status_fd = -1
+                self._kept.close()
 
-    def _abandon(self) -> None:
-        """Give everything back: it did not start, or not so that anyone could use it."""
-        self._programs.running.pop(self._number, None)
-        with contextlib.suppress(IsoboxError):
-            self._kill_all()
-        self._group.close()
-        self._ended.set()
-        if self._opened:
-            self.close()
-        else:
-            self._status_fd = -1
-            self._kept.close()
+    def _begin(self, streams: Streams) -> None:
+        """Wait until it runs and hand it over, for `Container.popen`."""
+        self._await_start()
+        self._guard_limits()
+        self._open_streams(streams)
 
     def _guard_limits(self) -> None:
         """Enforce limits in time and memory even when nobody waits."""
