@@ -5,6 +5,7 @@ Nothing else imports `isobox._native._isobox`; so `Any` ends here. Every call re
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from importlib import import_module
