@@ -44,7 +44,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
         "read_only": True,
         "rlimits": {"nofile": 512},
         "namespaces": {"time": "private"},
-        "name": "faults",
+        "name": f"faults-{os.getpid()}",
     }
     if hosts.features().cgroup_memory:
         found |= {"memory": "64M", "pids": 50, "cpu": 1.0}

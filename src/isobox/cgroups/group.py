@@ -216,6 +216,10 @@ class Group:
                 group.apply(Limits(memory=memory, pids=pids))
             if measure and (self.limits.cpu is not None or self._groups.host.swap):
                 group._meter.begin(limited=self.limits.cpu is not None, swap=self._groups.host.swap)
+            if group._closed:  # with its container, by another thread, before there was anything to close
+                bundle.close()
+                group._meter.close()
+                raise StateError("the container has stopped")
         except BaseException:
             group.close()
             raise
@@ -386,6 +390,7 @@ class Group:
         """Give the group back: its descriptors now, its directories in the background. Idempotent."""
         with self._lock:
             if self._closed:
+                self._meter.close()  # what was opened since, for a program that just started
                 return
             self._closed = True
             children = list(self._children)
