@@ -28,6 +28,7 @@ class Control:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
+        self._owed = 0  # answers on their way
         self.paused = False
         """Whether nobody in there can answer."""
 
@@ -133,8 +134,11 @@ class Control:
                 raise StateError("the container has stopped")
             self._awake()
             try:
+                self._skip_answers()
                 _native.send(self._fd, head + payload)
+                self._owed += 1
                 reply, fd, pid = _native.receive(self._fd, REPLY_TIMEOUT_MS)
+                self._owed -= 1
             except OSError as error:
                 if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
                     raise self._gone(error) from None
@@ -149,6 +153,14 @@ class Control:
             number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
             raise OSError(number, os.strerror(number))
         return fd, pid
+
+    def _skip_answers(self) -> None:
+        """Take the answers that nobody came to wait for: each request has one, in order."""
+        while self._owed:
+            _reply, fd, _pid = _native.receive(self._fd, REPLY_TIMEOUT_MS)
+            self._owed -= 1
+            if fd >= 0:
+                os.close(fd)
 
     def _ask_path(self, kind: int, path: str, *more: str, args: tuple[int, ...]) -> int:
         texts = [os.fsencode(text) for text in (path, *more)]
