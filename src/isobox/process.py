@@ -18,13 +18,13 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from subprocess import TimeoutExpired
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
 from attrs import evolve
 
 from . import _native
 from .cgroups import Group
-from .errors import CgroupError, SpecError, StateError
+from .errors import CgroupError, IsoboxError, SpecError, StateError
 from .plan.ops import Op
 from .programs import Programs
 from .result import Reason, Result
@@ -233,7 +233,10 @@ class Process:
                 pump.watch(self._oom_fd)
             while True:
                 times = [t for t in (until, self._wall_deadline, self._cpu_check) if t >= 0]
-                event = pump.run(min(times) if times else -1)
+                try:
+                    event = pump.run(min(times) if times else -1)
+                except OSError as error:  # garbage instead of a record
+                    self._lose(pump, error)
                 if event == _native.PUMP_ENDED:
                     break
                 if event == _native.PUMP_LOST:
@@ -258,6 +261,15 @@ class Process:
                         return False
             self._finish(pump)
             return True
+
+    def _lose(self, pump: _native.Pump, error: OSError) -> NoReturn:
+        """Give everything back of a program whose end will never be told."""
+        with contextlib.suppress(IsoboxError):
+            self._kill_all()
+        self._failure = StateError(f"{self.args[0]}: the container's init does not answer properly: {error}")
+        self._release(pump)
+        self._ended.set()
+        raise self._failure from error
 
     def _oom_happened(self, pump: _native.Pump) -> bool:
         """Whether one of this exec's processes was killed; the notice may be about another exec's."""
