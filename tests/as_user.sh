@@ -136,7 +136,7 @@ fi
 set +e
 as_user env -i \
     HOME="$scratch/home" USER="$user" LOGNAME="$user" LANG="${LANG:-C.UTF-8}" PATH="$PATH" \
-    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY="$scratch/home/.hypothesis" \
     ${CI:+CI="$CI"} ${ISOBOX_MUST_WORK:+ISOBOX_MUST_WORK="$ISOBOX_MUST_WORK"} \
     ISOBOX_MAY_LACK="${ISOBOX_MAY_LACK:-$no_cgroups}" \
     "$@"

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 _END_SECONDS: Final = 10.0
 """How long a killed program may take to be gone: longer only in the kernel's uninterruptible sleep."""
 
+_START_SECONDS: Final = 60.0
+"""How long a program may take from the request to its execve: long only where its cgroup has next to no CPU."""
+
 _KILL_AGAIN_NS: Final = 500_000
 _KILL_AGAIN_MOST_NS: Final = 50_000_000
 
@@ -143,8 +146,13 @@ class Process:
 
     def _await_start(self) -> None:
         """Wait until the program runs; raises what kept it from running."""
-        pump = _native.Pump(self._status_fd)
-        reply = pump.run_until_start()
+        deadline = self._began + int(_START_SECONDS * 1e9)
+        if self._wall_deadline >= 0:
+            deadline = min(deadline, self._wall_deadline)
+        try:
+            reply = _native.Pump(self._status_fd).run_until_start(deadline)
+        except TimeoutError:
+            raise StateError(f"{self.args[0]} was not started in time: the container's init is deaf") from None
         if reply is not None and reply.kind == _native.FAILED:
             raise exec_error(self._ops, reply, self.args[0])
         if reply is None:
@@ -235,7 +243,7 @@ class Process:
                 times = [t for t in (until, self._wall_deadline, self._cpu_check) if t >= 0]
                 try:
                     event = pump.run(min(times) if times else -1)
-                except OSError as error:  # garbage instead of a record
+                except (OSError, StateError) as error:  # garbage instead of a record
                     self._lose(pump, error)
                 if event == _native.PUMP_ENDED:
                     break
@@ -262,14 +270,14 @@ class Process:
             self._finish(pump)
             return True
 
-    def _lose(self, pump: _native.Pump, error: OSError) -> NoReturn:
+    def _lose(self, pump: _native.Pump, error: OSError | StateError) -> NoReturn:
         """Give everything back of a program whose end will never be told."""
         with contextlib.suppress(IsoboxError):
             self._kill_all()
-        self._failure = StateError(f"{self.args[0]}: the container's init does not answer properly: {error}")
+        self._failure = StateError(f"{self.args[0]}: its end can't be told: {error}")
         self._release(pump)
         self._ended.set()
-        raise self._failure from error
+        raise self._failure from None
 
     def _oom_happened(self, pump: _native.Pump) -> bool:
         """Whether one of this exec's processes was killed; the notice may be about another exec's."""

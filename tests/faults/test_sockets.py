@@ -326,7 +326,7 @@ def test_wild_ends_of_an_exec(what: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.requires("user_namespaces", "overlay")
-@pytest.mark.parametrize("said", [b"", b"x", record(77)])
+@pytest.mark.parametrize("said", [b"", b"x", record(77), record(_native.STARTED) + b"xx"])
 def test_garbage_instead_of_the_end_of_an_exec(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of ours, or a program that was lost; whatever it is, nothing is left and others run."""
     with isobox.Container("host") as c:

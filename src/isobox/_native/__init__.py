@@ -193,12 +193,17 @@ class Pump:
             self._failed()
         return event
 
-    def run_until_start(self) -> Reply | None:
-        """Wait for an exec's first record, STARTED or FAILED; None if isobox-init went away."""
+    def run_until_start(self, deadline_ns: int = -1) -> Reply | None:
+        """Wait for an exec's first record, STARTED or FAILED; None if isobox-init went away.
+
+        Raises `TimeoutError` when the deadline (CLOCK_MONOTONIC, -1: none) passes, `StateError` for garbage.
+        """
         while True:
-            event = _lib.isobox_pump_first(self._pump)
+            event = _lib.isobox_pump_first(self._pump, deadline_ns)
             if event != PUMP_INTERRUPTED:
                 break
+        if event == PUMP_DEADLINE:
+            raise TimeoutError
         if event == PUMP_LOST:
             return None
         if event > PUMP_LOST:

@@ -142,7 +142,7 @@ int isobox_spawn_init(struct isobox_spawn *spawn)
     memset(&args, 0, sizeof args);
     args.flags = spawn->flags | CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
     args.pidfd = (uint64_t)(uintptr_t)&pidfd;
-    args.exit_signal = 0; /* no SIGCHLD, and wait(-1) of the host program leaves it alone */
+    args.exit_signal = 0; /* until its execve, which makes it SIGCHLD (de_thread in fs/exec.c) */
     args.stack = (uint64_t)(uintptr_t)stack;
     args.stack_size = STACK;
     if (spawn->cgroup_fd >= 0) {
@@ -209,6 +209,19 @@ static long long monotonic_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* What is left until `deadline_ns` (CLOCK_MONOTONIC), for ppoll; 0 where it waits for ever. */
+static struct timespec *time_left(long long deadline_ns, struct timespec *timeout)
+{
+    if (deadline_ns < 0)
+        return 0;
+    long long left = deadline_ns - monotonic_ns();
+    if (left < 0)
+        left = 0;
+    timeout->tv_sec = left / 1000000000;
+    timeout->tv_nsec = left % 1000000000;
+    return timeout;
 }
 
 /* One reply from inside: untrusted. A wrong size is EBADMSG; surplus descriptors are closed. `fd` and
@@ -384,16 +397,8 @@ int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns)
             {pump->stdin_fd, POLLOUT, 0},
             {pump->watch_fd, (short)pump->watch_events, 0},
         };
-        struct timespec timeout, *wait = 0;
-        if (deadline_ns >= 0) {
-            long long left = deadline_ns - monotonic_ns();
-            if (left < 0)
-                left = 0;
-            timeout.tv_sec = left / 1000000000;
-            timeout.tv_nsec = left % 1000000000;
-            wait = &timeout;
-        }
-        int ready = ppoll(watched, 5, wait, 0);
+        struct timespec timeout;
+        int ready = ppoll(watched, 5, time_left(deadline_ns, &timeout), 0);
         if (ready < 0)
             return errno == EINTR ? ISOBOX_PUMP_INTERRUPTED : pump_failed(pump, errno);
         if (ready == 0)
@@ -421,10 +426,17 @@ int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns)
     }
 }
 
-/* The first record of an exec whose start was asked for, into `reply`. 0, LOST, INTERRUPTED or ERROR. */
-int isobox_pump_first(struct isobox_pump *pump)
+/* The first record of an exec whose start was asked for, into `reply`. 0, DEADLINE, LOST, INTERRUPTED or ERROR. */
+int isobox_pump_first(struct isobox_pump *pump, long long deadline_ns)
 {
     struct isobox_reply reply;
+    struct pollfd watched = {pump->status_fd, POLLIN, 0};
+    struct timespec timeout;
+    int ready = ppoll(&watched, 1, time_left(deadline_ns, &timeout), 0);
+    if (ready < 0)
+        return errno == EINTR ? ISOBOX_PUMP_INTERRUPTED : pump_failed(pump, errno);
+    if (ready == 0)
+        return ISOBOX_PUMP_DEADLINE;
     ssize_t got = read(pump->status_fd, &reply, sizeof reply);
     if (got < 0)
         return errno == EINTR ? ISOBOX_PUMP_INTERRUPTED : pump_failed(pump, errno);

@@ -9,7 +9,7 @@ int isobox_spawn_init(struct isobox_spawn *spawn);
 int isobox_send(int sock, const unsigned char *data, unsigned long size, const int *fds, unsigned int nfds);
 int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int timeout_ms);
 int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns);
-int isobox_pump_first(struct isobox_pump *pump);
+int isobox_pump_first(struct isobox_pump *pump, long long deadline_ns);
 void isobox_pump_stop_reading(struct isobox_pump *pump);
 void isobox_pump_close(struct isobox_pump *pump);
 int isobox_clone_tree(int dirfd, const char *path, int recursive);
