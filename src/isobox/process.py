@@ -46,6 +46,9 @@ _START_SECONDS: Final = 60.0
 _KILL_AGAIN_NS: Final = 500_000
 _KILL_AGAIN_MOST_NS: Final = 50_000_000
 
+_GONE_SECONDS: Final = 2.0
+"""How long a container whose init went away may take to be gone with all that runs in it."""
+
 _WALL_PER_CPU_SECONDS: Final = 30.0
 """A CPU time limit implies a wall-clock limit this much above it: a sleeping program uses no CPU time."""
 
@@ -352,6 +355,8 @@ class Process:
 
     def _conclude(self, pump: _native.Pump) -> None:
         reply = pump.reply()
+        if reply is None:  # init closed its files; the kernel may not be done with ending the rest
+            self._programs.over(_GONE_SECONDS)
         if self._group.present and not self._programs.ending and not self._group.empty():
             try:
                 self._group.kill()

@@ -81,9 +81,9 @@ class Programs:
             self._count += 1
             return self._count
 
-    def over(self) -> bool:
-        """Whether the container's init has ended."""
-        return ended(self.launched.pidfd)
+    def over(self, timeout: float = 0.0) -> bool:
+        """Whether the container's init ends, and with it all that runs there, within `timeout` seconds."""
+        return ended(self.launched.pidfd, timeout)
 
     def ran_out_of_memory(self, own: int | None, was_killed: bool) -> bool:
         """Whether the kernel killed processes of an exec for want of memory: `own`, where they were counted.
