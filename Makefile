@@ -1,6 +1,5 @@
 # The commands of the README. Everything that they need is put into .venv here, and nowhere else.
-#   make demo       see it work          make test   all tests, as who you are
-#   make test-user  (as root) all tests as an ordinary user made for it
+#   make demo       see it work          make test   all tests; as root, as an ordinary user too
 #   make lint       style, types, layers make bench  measure against the kernel's floor and other engines
 #   make sanitize   the tests with AddressSanitizer and UndefinedBehaviorSanitizer
 #   make venv       only the environment make clean  remove what was built
@@ -17,7 +16,7 @@ TESTS ?= tests
 SANITIZE_TESTS ?= tests/unit tests/kernel
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-user lint bench sanitize venv clean
+.PHONY: demo test lint bench sanitize venv clean
 
 venv: $(STAMP)
 
@@ -34,9 +33,6 @@ demo: venv
 test: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	$(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
-
-test-user: venv
-	@sh tests/prerequisites.sh test "$(PYTHON)"
 # As root, again as an ordinary user, who has no cgroups; then as one who was given some.
 	@if [ "$$(id -u)" = 0 ]; then \
 	    set -ex; \

@@ -30,8 +30,9 @@ from .process import Process
 from .programs import Programs, ended
 from .result import Result
 from .rootfs.changes import Change, changes
-from .rootfs.views import VIEWED, host_view, views, visible_cpus
+from .rootfs.views import visible_cpus
 from .shared import shared
+from .show import show
 from .spec import Args, ContainerSpec, ExecSpec
 from .start import Launched, explain_plan, launch, make_id
 from .usage import Usage
@@ -302,15 +303,14 @@ class Container:
             self._show_limits(launched)
 
     def _show_limits(self, launched: Launched) -> None:
-        """Rewrite the files that show limits; what had no limit at the start has no such file."""
-        shown = views(self._spec.limits, sorted(os.sched_getaffinity(launched.pid)))
-        for path in VIEWED:
-            with contextlib.suppress(OSError):
-                fd = launched.control.open(path, os.O_WRONLY | os.O_TRUNC)
-                try:
-                    os.write(fd, shown[path] if path in shown else host_view(path))
-                finally:
-                    os.close(fd)
+        try:
+            show(launched.control, self._spec.limits, os.sched_getaffinity(launched.pid))
+        except ProcessLookupError:
+            raise StateError("update: the container has stopped") from None
+        except OSError as error:
+            number = error.errno or 0
+            what = str(error.filename or "the files that show limits")
+            raise SetupError(number, what, stage="update", hint=hint("host", number)) from error
 
     def _running(self, verb: str, *, paused: bool = False) -> Programs:
         self._own()

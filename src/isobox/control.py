@@ -199,6 +199,10 @@ class Control:
         """Remove an empty directory."""
         self._ask_path(_native.UNLINK, path, args=(0x200, 0, base))  # AT_REMOVEDIR
 
+    def change(self, plan: bytes) -> None:
+        """Have init carry out more ops, on the root file system that is there."""
+        self._ask(_native.CHANGE, plan, ())
+
     def signal(self, number: int, signal: int) -> bool:
         """Send a signal to the program of an exec; False if it has ended."""
         self._awake()

@@ -41,7 +41,7 @@ _END_SECONDS: Final = 10.0
 """How long a killed program may take to be gone: longer only in the kernel's uninterruptible sleep."""
 
 _START_SECONDS: Final = 60.0
-"""How long a program may take from the request to its execve: long only where its cgroup has next to no CPU."""
+"""How long a program may take to its execve: long only where its cgroup has next to no CPU."""
 
 _KILL_AGAIN_NS: Final = 500_000
 _KILL_AGAIN_MOST_NS: Final = 50_000_000
@@ -155,7 +155,7 @@ class Process:
         try:
             reply = _native.Pump(self._status_fd).run_until_start(deadline)
         except TimeoutError:
-            raise StateError(f"{self.args[0]} was not started in time: the container's init is deaf") from None
+            raise StateError(f"{self.args[0]} was not started in time: init is deaf") from None
         if reply is not None and reply.kind == _native.FAILED:
             raise exec_error(self._ops, reply, self.args[0])
         if reply is None:

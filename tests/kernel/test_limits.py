@@ -435,6 +435,29 @@ class TestWhatIsSeenInside:
             assert sh(container, "cat /sys/devices/system/cpu/online") == f"{CPUS[1]}\n"
 
     @pytest.mark.requires("cgroups")
+    @pytest.mark.parametrize("options", [{}, {"read_only": True}, {"userns": "host"}], ids=str)
+    def test_limits_that_come_later(self, options: dict[str, Any]) -> None:
+        if options.get("userns") == "host" and os.geteuid() != 0:
+            pytest.skip("for root only")
+        with Container(**options) as container:
+            before = seen(container)
+            container.update(memory="128M", cpu=1)
+            assert seen(container) == ({"1"}, 128 << 20)
+            container.update(memory="64M")
+            assert seen(container) == ({"1"}, 64 << 20)
+            container.update(memory=None, cpu=None)
+            assert seen(container) == before
+            assert sh(container, "ls -A /dev/shm") == ""
+
+    @pytest.mark.requires("cgroups", "cgroup_freezer")
+    def test_limits_that_come_while_it_is_paused(self) -> None:
+        with Container() as container:
+            container.pause()
+            container.update(memory="128M")
+            container.resume()
+            assert seen(container)[1] == 128 << 20
+
+    @pytest.mark.requires("cgroups")
     def test_after_an_update(self) -> None:
         with Container(cpu=1, memory="256M") as container:
             container.update(memory="128M")

@@ -33,6 +33,7 @@ OPEN: Final[int] = _lib.ISOBOX_OPEN
 MKDIR: Final[int] = _lib.ISOBOX_MKDIR
 SYMLINK: Final[int] = _lib.ISOBOX_SYMLINK
 UNLINK: Final[int] = _lib.ISOBOX_UNLINK
+CHANGE: Final[int] = _lib.ISOBOX_CHANGE
 LOCATE: Final[int] = _lib.ISOBOX_LOCATE
 PAYLOAD_FD: Final[int] = _lib.ISOBOX_PAYLOAD_FD
 WANT_START: Final[int] = _lib.ISOBOX_WANT_START

@@ -509,6 +509,24 @@ static void serve_name(const struct isobox_request *request, long size)
     answer_code(failed < 0 ? failed : 0);
 }
 
+static void serve_change(const struct isobox_request *request, long size)
+{
+    struct isobox_run run;
+    void *mapped;
+    memset(&run, 0, sizeof run);
+    run.ops = payload(request, size, &mapped);
+    run.size = request->size;
+    run.fds = received;
+    run.nfds = received_count;
+    run.root = -1;
+    long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG_;
+    if (run.root >= 0)
+        SYS1(__NR_close, run.root);
+    if (mapped)
+        SYS2(__NR_munmap, mapped, request->size);
+    answer_code(failed);
+}
+
 static void serve(void)
 {
     long size = receive();
@@ -529,6 +547,7 @@ static void serve(void)
     case ISOBOX_MKDIR:
     case ISOBOX_SYMLINK:
     case ISOBOX_UNLINK: serve_name(&request, size); break;
+    case ISOBOX_CHANGE: serve_change(&request, size); break;
     default: answer_code(-EBADMSG_);
     }
     close_received();

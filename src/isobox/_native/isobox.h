@@ -32,6 +32,7 @@ enum isobox_request_kind {
     ISOBOX_UNLINK = 7,  /* str0: path; arg0: AT_REMOVEDIR or 0, arg2: base */
     ISOBOX_LOCATE = 8,  /* arg0: exec; the reply's credentials carry its pid */
     ISOBOX_PREPARE = 9, /* before SETUP: run the first part of the plan; answers only a failure */
+    ISOBOX_CHANGE = 10, /* after SETUP: run a few ops more, on the root that is there */
 };
 
 enum isobox_request_flag {

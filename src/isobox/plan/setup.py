@@ -390,6 +390,15 @@ def _views(stage: _Stage, views: Sequence[tuple[str, bytes]]) -> None:
         stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="the container's limits")
 
 
+def view_plan(source: str, target: str) -> list[Op]:
+    """Return the ops that show a file of a running container in the place of another."""
+    stage = _Stage("/")
+    stage.add("ROOT", strings=("/",))
+    stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(source,))
+    stage.add("ATTACH", BELOW_ROOT, strings=(target,), note="the container's limits")
+    return stage.ops
+
+
 def _mounts(stage: _Stage, mounts: Sequence[Placed]) -> None:
     made: set[str] = set()
     for placed in sorted(mounts, key=lambda placed: placed.mount.target.count("/")):

@@ -1,0 +1,45 @@
+"""The files of a running container that show its limits: /proc/meminfo and the like, after an update."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+
+from .control import Control
+from .plan.ops import encode
+from .plan.setup import view_plan
+from .rootfs.views import VIEWED, host_view, views
+from .spec import Limits
+
+
+def show(control: Control, limits: Limits, cpus: set[int]) -> None:
+    """Have the files say `limits`; `cpus`: those that the container is pinned to. Raises OSError.
+
+    A limit that there was at the start has a file of its own, which is written anew. Another one gets
+    its file now, bound over the kernel's.
+    """
+    shown = views(limits, sorted(cpus))
+    for path in VIEWED:
+        try:
+            _write(control, path, os.O_TRUNC, shown[path] if path in shown else host_view(path))
+        except OSError:  # the kernel's own file
+            if path in shown:
+                _cover(control, path, shown[path])
+
+
+def _cover(control: Control, path: str, content: bytes) -> None:
+    # The one place that is writable in every container; once it is bound it needs no name any more.
+    source = f"/dev/shm/.isobox-{secrets.token_hex(8)}"
+    try:
+        _write(control, source, os.O_CREAT | os.O_EXCL, content)
+        control.change(encode(view_plan(source, path)))
+    finally:
+        with contextlib.suppress(OSError):
+            control.unlink(source)
+
+
+def _write(control: Control, path: str, flags: int, content: bytes) -> None:
+    fd = control.open(path, os.O_WRONLY | flags, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
