@@ -151,7 +151,7 @@ class Owner:
     # Names
 
     def name(self, name: str) -> None:
-        """Claim a container name among all processes; StateError if it is in use."""
+        """Claim a container name among all processes; SpecError if it is in use."""
         self._usable()
         if not name or "/" in name or "\0" in name or name.startswith(".") or len(name.encode()) > 200:
             raise SpecError("name", name, "a name without '/', not starting with '.'")
@@ -160,7 +160,7 @@ class Owner:
             holder = self._registry.holder("names", name)
             if self._registry.alive(holder):
                 where = "this process" if holder == self.id else f"process {holder.partition('-')[0]}"
-                raise StateError(f"the container name {name!r} is in use by {where}: choose another")
+                raise SpecError("name", name, f"a name that is free: it is in use by {where}")
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 os.write(fd, self.id.encode())

@@ -241,7 +241,7 @@ class TestNames:
     def test_in_use(self) -> None:
         with Container(name="isobox-test-b"):
             other = Container(name="isobox-test-b")
-            with pytest.raises(StateError, match="isobox-test-b"):
+            with pytest.raises(SpecError, match="isobox-test-b"):
                 other.start()
             assert other.state == "created"
         with other:  # and now it is free
@@ -252,7 +252,7 @@ class TestNames:
         with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE) as process:
             assert process.stdin is not None and process.stdout is not None
             assert process.stdout.readline() == b"\n"
-            with pytest.raises(StateError, match="isobox-test-c"):
+            with pytest.raises(SpecError, match="isobox-test-c"):
                 Container(name="isobox-test-c").start()
             process.communicate(b"\n")
         with Container(name="isobox-test-c"):

@@ -95,10 +95,10 @@ def test_end_of_the_program_leaves_nothing(places: Path) -> None:
 
 def test_names_are_unique_here_and_elsewhere(owner: Owner, places: Path) -> None:
     owner.name("web")
-    with pytest.raises(StateError, match="'web' is in use by this process"):
+    with pytest.raises(SpecError, match="name='web': expected a name that is free: it is in use by this"):
         owner.name("web")
     second = Owner()
-    with pytest.raises(StateError, match="in use by process"):
+    with pytest.raises(SpecError, match="in use by process"):
         second.name("web")
     second.release_name("web")  # not its own: stays
     with child("""
@@ -108,9 +108,9 @@ except Exception as error:
     print(type(error).__name__, error)
 owner.name("db")
 print("ready", flush=True); sys.stdin.read()""") as process:
-        assert said(process).startswith("StateError the container name 'web' is in use by process")
+        assert said(process).startswith("SpecError name='web': expected a name that is free: it is in use by process")
         assert said(process) == "ready"
-        with pytest.raises(StateError, match=str(process.pid)):
+        with pytest.raises(SpecError, match=str(process.pid)):
             owner.name("db")
         process.kill()
         process.wait()
@@ -190,7 +190,7 @@ print("ready", flush=True); sys.stdin.readline()
 while got < 100:
     try:
         owner.name("web")
-    except StateError:
+    except SpecError:
         continue
     got += 1
     os.close(os.open(owner.state + "/held", os.O_CREAT | os.O_EXCL))
@@ -240,7 +240,7 @@ def test_collect_takes_the_dead_and_leaves_the_living(owner: Owner, places: Path
         assert os.path.exists(f"{owner.state}/owners/{alive}/lock")
         assert os.path.exists(f"{owner.data}/owners/{alive}/1/f")
         assert not owner.collect(asked.append)
-        with pytest.raises(StateError):
+        with pytest.raises(SpecError):
             owner.name("-c" + str(living.pid))
         living.kill()
 
@@ -333,7 +333,7 @@ if pid == 0:
     assert second is not first and second.id != first.id
     try:
         second.name("mine")
-    except StateError as error:
+    except SpecError as error:
         print("in use", flush=True)
     assert second.collect(print).owners == ()
     sys.exit()
