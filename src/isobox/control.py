@@ -203,6 +203,10 @@ class Control:
         """Have init carry out more ops, on the root file system that is there."""
         self._ask(_native.CHANGE, plan, ())
 
+    def filter(self, plan: bytes) -> None:
+        """Have a thread of init's install a seccomp filter, for the execs with ``_native.FILTERED``."""
+        self._ask(_native.FILTER, plan, ())
+
     def signal(self, number: int, signal: int) -> bool:
         """Send a signal to the program of an exec; False if it has ended."""
         self._awake()

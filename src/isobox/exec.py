@@ -90,6 +90,7 @@ def _start(
             fds.append(group.into_fd)
         flags = _native.HOLD if capture else _native.WANT_START
         flags |= 0 if group.present else _native.OWN_PIDNS
+        flags |= _native.FILTERED if template.filtered else 0
         number = programs.next_number()
         process = Process(
             programs,

@@ -5,6 +5,7 @@ A `Process` knows its container by this alone.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import threading
 from typing import Protocol
@@ -13,12 +14,14 @@ from . import files
 from .control import Control
 from .errors import StateError, UnsupportedError
 from .idmap import outside
-from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops
+from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops, filter_plan
 from .spec import ContainerSpec, ExecSpec, Limits
 from .start import Launched
 from .users import FILE_MAX, resolve
 
 _TEMPLATES_MOST = 64
+_FEW_PIDS = 64
+"""Where so few are allowed, each of them is the programs' own."""
 
 
 def ended(pidfd: int, timeout: float | None = 0.0) -> bool:
@@ -59,6 +62,7 @@ class Programs:
         self._lock = threading.Lock()
         self._users: dict[str | None, User] = {}
         self._templates: dict[tuple[object, ...], ExecTemplate] = {}
+        self._filtering: bool | None = None
 
     @property
     def control(self) -> Control:
@@ -106,7 +110,9 @@ class Programs:
     def template(self, spec: ExecSpec, joins: int) -> ExecTemplate:
         """Return the part of the plan that does not change from exec to exec; `joins`: cgroups to join."""
         env_key = None if spec.env is None else tuple(sorted(spec.env.items()))
-        key = (spec.user, spec.workdir, spec.tty, joins, env_key)
+        if self._filtering is None and self._count:
+            self._filter_ahead()
+        key = (spec.user, spec.workdir, spec.tty, joins, env_key, self._filtering)
         found = self._templates.get(key)
         if found is None:
             found = self._make_template(spec, joins)
@@ -114,8 +120,26 @@ class Programs:
                 self._templates[key] = found
         return found
 
+    def _filter_ahead(self) -> None:
+        """Install the filter once for all further programs, from the second one on.
+
+        Only where the profile is known to let init's thread start programs.
+        """
+        launched, pids = self.launched, self.limits.pids
+        with self._lock:
+            if self._filtering is not None:
+                return
+            self._filtering = False
+        if launched.seccomp is None or self.spec.seccomp != "default" or not launched.group.present:
+            return
+        if pids is None or pids >= _FEW_PIDS:
+            with contextlib.suppress(OSError):
+                self.control.filter(filter_plan(launched.seccomp))
+                self._filtering = True
+
     def _make_template(self, spec: ExecSpec, joins: int) -> ExecTemplate:
         launched, settings = self.launched, self.spec
+        filtered = bool(self._filtering)
         user = self._user(spec.user or settings.user)
         base = {"PATH": SEARCH_PATH, "HOME": user.home, "LANG": "C.UTF-8"}
         if spec.tty:
@@ -125,13 +149,13 @@ class Programs:
             user=user,
             groups_allowed=launched.id_map is None or not launched.id_map.deny_setgroups,
             rlimits=launched.rlimits,
-            seccomp=launched.seccomp,
+            seccomp=None if filtered else launched.seccomp,
             workdir=spec.workdir or settings.workdir or "/",
             tty=spec.tty,
             # Without a user namespace of its own, what hides the machine's settings lies over the old one.
             own_proc=not launched.group.present and launched.id_map is not None,
         )
-        return ExecTemplate.make(ops, base | settings.env | (spec.env or {}))
+        return ExecTemplate.make(ops, base | settings.env | (spec.env or {}), filtered=filtered)
 
     def _user(self, name: str | None) -> User:
         found = self._users.get(name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import isobox
-from isobox import Container, ExecError, SpecError, UnsupportedError
+from isobox import STDOUT, Container, ExecError, SpecError, UnsupportedError
 from programs import python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -153,6 +154,29 @@ def test_unknown_capabilities() -> None:
     with pytest.raises(isobox.IsoboxError) as caught:
         Container(cap_add=["NOSUCH"]).start()
     assert "NOSUCH" in str(caught.value)
+
+
+FILTERS = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs):' /proc/self/status"
+
+
+@pytest.mark.requires("seccomp")
+@pytest.mark.parametrize("options", [{}, {"user": "65534"}, {"tty": True}, {"measure": False}], ids=str)
+def test_one_filter_for_each_program(options: dict[str, Any]) -> None:
+    """The first program installs it; the others may be born with it."""
+    with Container() as container:
+        for _ in range(4):
+            said = container.exec(["sh", "-c", FILTERS], text=True, **options).stdout
+            assert said.split() == ["NoNewPrivs:", "1", "Seccomp:", "2", "Seccomp_filters:", "1"]
+            assert container.exec(["unshare", "--net", "true"], **options).returncode != 0
+
+
+@pytest.mark.requires("seccomp", "cgroup_pids")
+def test_the_filter_takes_no_process_from_a_few() -> None:
+    """Of so few each counts: one is isobox-init's, the others are the programs'."""
+    with Container(pids=3) as container:
+        for _ in range(4):
+            assert container.exec(["sh", "-c", "true & wait"]).ok
+        assert container.exec(["sh", "-c", "true & true & wait"], stderr=STDOUT, text=True).stdout != ""
 
 
 @pytest.mark.requires("seccomp")

@@ -34,12 +34,14 @@ MKDIR: Final[int] = _lib.ISOBOX_MKDIR
 SYMLINK: Final[int] = _lib.ISOBOX_SYMLINK
 UNLINK: Final[int] = _lib.ISOBOX_UNLINK
 CHANGE: Final[int] = _lib.ISOBOX_CHANGE
+FILTER: Final[int] = _lib.ISOBOX_FILTER
 LOCATE: Final[int] = _lib.ISOBOX_LOCATE
 PAYLOAD_FD: Final[int] = _lib.ISOBOX_PAYLOAD_FD
 WANT_START: Final[int] = _lib.ISOBOX_WANT_START
 OWN_PIDNS: Final[int] = _lib.ISOBOX_OWN_PIDNS
 HOLD: Final[int] = _lib.ISOBOX_HOLD
 CGROUP_FD: Final[int] = _lib.ISOBOX_CGROUP_FD
+FILTERED: Final[int] = _lib.ISOBOX_FILTERED
 
 # Kinds of replies.
 READY: Final[int] = _lib.ISOBOX_READY

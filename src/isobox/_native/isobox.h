@@ -33,6 +33,7 @@ enum isobox_request_kind {
     ISOBOX_LOCATE = 8,  /* arg0: exec; the reply's credentials carry its pid */
     ISOBOX_PREPARE = 9, /* before SETUP: run the first part of the plan; answers only a failure */
     ISOBOX_CHANGE = 10, /* after SETUP: run a few ops more, on the root that is there */
+    ISOBOX_FILTER = 11, /* after SETUP: run the ops, a SECCOMP, in a thread that makes execs from then on */
 };
 
 enum isobox_request_flag {
@@ -41,6 +42,7 @@ enum isobox_request_flag {
     ISOBOX_OWN_PIDNS = 4,   /* exec: a PID namespace of its own, so that its end ends all of it */
     ISOBOX_CGROUP_FD = 8,   /* exec: descriptor fds[arg1] is a cgroup v2 to be born in */
     ISOBOX_HOLD = 16,       /* exec: keep stdout and stderr open until its end is told: one wake-up, not three */
+    ISOBOX_FILTERED = 32,   /* exec: made by the thread of ISOBOX_FILTER, so under its filter */
 };
 
 struct isobox_request {
@@ -94,10 +96,9 @@ enum isobox_op_code {
     ISOBOX_OP_DUMPABLE = 31,       /* arg0 */
     ISOBOX_OP_SESSION = 32,        /* setsid */
     ISOBOX_OP_TERMINAL = 33,       /* descriptor 0 becomes the controlling terminal; arg0: uid */
-    ISOBOX_OP_OOM_SCORE = 34,      /* str0: the text for oom_score_adj; a wish, its failure is none */
-    ISOBOX_OP_STREAMS = 35,        /* arg0..2: indices for stdin, stdout, stderr */
-    ISOBOX_OP_EXEC = 36,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
-    ISOBOX_OP_MKNOD = 37,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
+    ISOBOX_OP_STREAMS = 34,        /* arg0..2: indices for stdin, stdout, stderr */
+    ISOBOX_OP_EXEC = 35,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
+    ISOBOX_OP_MKNOD = 36,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
 };
 
 /* Every answer of isobox-init, on the control socket and on an exec's status pipe. */

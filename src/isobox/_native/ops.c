@@ -456,16 +456,6 @@ static long op_terminal(struct decoded *op)
     return failed;
 }
 
-static long op_oom_score(struct decoded *op)
-{
-    long fd = SYS4(__NR_openat, AT_FDCWD_, "/proc/self/oom_score_adj", O_WRONLY_ | O_CLOEXEC_, 0);
-    if (fd < 0)
-        return 0;
-    SYS3(__NR_write, fd, op->str[0], op->len[0]);
-    SYS1(__NR_close, fd);
-    return 0;
-}
-
 static long op_streams(struct isobox_run *run, struct decoded *op)
 {
     for (int target = 0; target < 3; target++) {
@@ -584,7 +574,6 @@ static long run_op(struct isobox_run *run, struct decoded *op)
     case ISOBOX_OP_DUMPABLE: return SYS5(__NR_prctl, PR_SET_DUMPABLE, arg[0], 0, 0, 0);
     case ISOBOX_OP_SESSION: return SYS0(__NR_setsid) < 0 ? -EINVAL_ : 0;
     case ISOBOX_OP_TERMINAL: return op_terminal(op);
-    case ISOBOX_OP_OOM_SCORE: return op_oom_score(op);
     case ISOBOX_OP_STREAMS: return op_streams(run, op);
     case ISOBOX_OP_EXEC: return op_exec(op);
     default: return -EBADMSG_;

@@ -71,6 +71,28 @@ static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(v
     return result;
 }
 
+/* The same by clone(2), whose flags a seccomp filter can look at. `flags` has the exit signal too. */
+static inline long isobox_clone(uint64_t flags, void *stack, void (*entry)(void *), void *arg)
+{
+    long result;
+    register long r10 __asm__("r10") = 0;
+    register long r8 __asm__("r8") = 0;
+    register void (*r9)(void *) __asm__("r9") = entry;
+    register void *r12 __asm__("r12") = arg;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r12, %%rdi\n\t"
+                     "call *%%r9\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "a"(__NR_clone), "D"(flags), "S"(stack), "d"(0), "r"(r10), "r"(r8), "r"(r9), "r"(r12)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
 #elif defined(__aarch64__)
 
 static inline long isobox_syscall6(long n, long a, long b, long c, long d, long e, long f)
@@ -105,6 +127,29 @@ static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(v
                      "1:"
                      : "+r"(x0)
                      : "r"(x8), "r"(x1), "r"(x2), "r"(x3)
+                     : "memory");
+    return x0;
+}
+
+static inline long isobox_clone(uint64_t flags, void *stack, void (*entry)(void *), void *arg)
+{
+    register long x8 __asm__("x8") = __NR_clone;
+    register long x0 __asm__("x0") = (long)flags;
+    register long x1 __asm__("x1") = (long)stack;
+    register long x2 __asm__("x2") = 0;
+    register long x3 __asm__("x3") = 0;
+    register long x4 __asm__("x4") = 0;
+    register void (*x5)(void *) __asm__("x5") = entry;
+    register void *x6 __asm__("x6") = arg;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "mov x0, x6\n\t"
+                     "blr x5\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5), "r"(x6)
                      : "memory");
     return x0;
 }

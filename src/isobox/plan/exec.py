@@ -55,8 +55,6 @@ def exec_ops(
         ops.append(make("ATTACH", HOST_PATH, strings=(b"/proc",), note="of its own PID namespace"))
     ops.append(make("STREAMS", STDIN_FD, STDOUT_FD, STDERR_FD, note="stdin, stdout, stderr"))
     ops.append(make("SESSION", note="of its own"))
-    # When memory runs out, a program goes before isobox-init, which would take all with it.
-    ops.append(make("OOM_SCORE", strings=(b"100",)))
     if tty:
         ops.append(make("TERMINAL", user.uid, note="controlling terminal"))
     ops += [
@@ -75,8 +73,17 @@ def exec_ops(
     if workdir != "/":
         ops.append(make("CHDIR", strings=(workdir.encode("utf-8", "surrogateescape"),)))
     if seccomp is not None:
-        ops.append(make("SECCOMP", strings=(seccomp,), note=f"{len(seccomp) // 8} instructions"))
+        ops.append(_seccomp(seccomp))
     return ops
+
+
+def _seccomp(program: bytes) -> Op:
+    return make("SECCOMP", strings=(program,), note=f"{len(program) // 8} instructions")
+
+
+def filter_plan(seccomp: bytes) -> bytes:
+    """Return the plan that puts a thread of isobox-init under the filter."""
+    return encode([_seccomp(seccomp)])
 
 
 def exec_op(args: Sequence[bytes], env: Mapping[str, str]) -> Op:
@@ -106,20 +113,24 @@ def _encoded(ops: tuple[Op, ...]) -> bytes:
 
 @frozen(slots=False)
 class ExecTemplate:
-    """The bytes that all execs of one kind begin with, and their packed environment."""
+    """The bytes that all execs of one kind begin with, and their packed environment.
+
+    `filtered`: the filter is not among the ops, but is that of isobox-init's thread (`filter_plan`).
+    """
 
     ops: tuple[Op, ...]
     prefix: bytes
     env: bytes
     env_count: int
     path: str
+    filtered: bool = False
 
     @classmethod
-    def make(cls, ops: Sequence[Op], env: Mapping[str, str]) -> ExecTemplate:
+    def make(cls, ops: Sequence[Op], env: Mapping[str, str], *, filtered: bool = False) -> ExecTemplate:
         """Encode what does not change from exec to exec."""
         packed, count = pack_env(env)
         made = tuple(ops)
-        return cls(made, _encoded(made), packed, count, env.get("PATH", SEARCH_PATH))
+        return cls(made, _encoded(made), packed, count, env.get("PATH", SEARCH_PATH), filtered)
 
     def encode(self, args: Sequence[bytes]) -> bytes:
         """Return the whole plan of one exec."""
