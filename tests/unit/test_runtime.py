@@ -108,7 +108,7 @@ except Exception as error:
     print(type(error).__name__, error)
 owner.name("db")
 print("ready", flush=True); sys.stdin.read()""") as process:
-        assert said(process).startswith("SpecError name='web': expected a name that is free: it is in use by process")
+        assert said(process).startswith("SpecError name='web': expected a name that is free: it is in use by")
         assert said(process) == "ready"
         with pytest.raises(SpecError, match=str(process.pid)):
             owner.name("db")
