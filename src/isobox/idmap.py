@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from attrs import frozen
 
+from isobox import forks
 from isobox.errors import SetupError
 
 COUNT = 65536
@@ -276,7 +277,8 @@ def read_user_ranges(uid: int) -> tuple[tuple[IdRange, ...], tuple[IdRange, ...]
     names = [str(uid)]
     subuid, subgid = read_text("/etc/subuid"), read_text("/etc/subgid")
     if subuid and subgid:
-        import pwd  # here: a user database on the network can take its time
+        with forks.whole:
+            import pwd  # here: a user database on the network can take its time
 
         with contextlib.suppress(KeyError):
             names.append(pwd.getpwuid(uid).pw_name)
@@ -290,7 +292,8 @@ def newuidmap_programs() -> tuple[str, str] | None:
     They must be setuid root or carry file capabilities, and this process must be allowed to
     gain privileges by exec. Looked up once.
     """
-    import shutil  # not before it is needed: it brings much along
+    with forks.whole:
+        import shutil  # not before it is needed: it brings much along
 
     paths = (shutil.which("newuidmap"), shutil.which("newgidmap"))
     if not paths[0] or not paths[1] or not all(_privileged(path) for path in paths if path):

@@ -139,8 +139,8 @@ class Owners:
     def holder(self, folder: str, name: str) -> str:
         """The owner id in a file; empty if the file is missing or was not finished."""
         try:
-            with open(f"{self.path}/{folder}/{name}", encoding="ascii", errors="replace") as file:
-                return file.read(100)
+            with open(f"{self.path}/{folder}/{name}", "rb") as file:
+                return file.read(100).decode(errors="replace")
         except FileNotFoundError:
             return ""
 

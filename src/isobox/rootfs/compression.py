@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import IO, Any, Protocol
 
+from isobox import forks
 from isobox.errors import UnpackError, UnsupportedError
 
 __all__ = ["DAMAGED", "Readable", "decompressed"]
@@ -67,13 +68,15 @@ class _Zstd:
 
 def _open_zstd(file: IO[bytes]) -> Readable:
     try:
-        module: Any = import_module("compression.zstd")
+        with forks.whole:
+            module: Any = import_module("compression.zstd")
     except ImportError:
         pass
     else:
         return _Zstd(module.ZstdFile(file), (module.ZstdError, EOFError))
     try:
-        module = import_module("zstandard")
+        with forks.whole:
+            module = import_module("zstandard")
     except ImportError:
         raise UnsupportedError(
             "zstd archives", "this Python has no decompressor for zstd", "pip install 'isobox[zstd]'"

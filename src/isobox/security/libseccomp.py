@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 from typing import Any
 
 from attrs import define, field
 
+from isobox import forks
 from isobox.errors import SpecError, UnsupportedError
 from isobox.security.profile import ALLOW, ERRNO, KILL_PROCESS, LOG, TRACE, Comparison, Profile, Rule
 
@@ -62,7 +62,6 @@ _ENOSYS = 38
 _X32_BIT = 0x40000000
 _MAX_INSTRUCTIONS = 4096
 
-_lock = threading.Lock()  # libseccomp keeps state of its own
 _loaded: tuple[Any, Any] | None = None
 
 
@@ -86,7 +85,7 @@ def _library() -> tuple[Any, Any]:
 
 def build(profile: Profile) -> bytes:
     """The filter as an array of ``struct sock_filter``, 8 bytes each."""
-    with _lock:
+    with forks.whole:  # libseccomp keeps state of its own: one thread at a time, and no fork meanwhile
         ffi, lib = _library()
         context = lib.seccomp_init(profile.default)
         if context == ffi.NULL:

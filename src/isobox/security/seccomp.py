@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from isobox import forks
 from isobox.errors import SpecError
 from isobox.security import capabilities as _capabilities
 
@@ -50,15 +51,20 @@ def compile(
     program = _compiled.get(key)
     if program is not None:
         return program
-    if cache is not None:
-        from isobox.security import filter_cache
+    with forks.whole:  # it imports and loads what most programs never need
+        program = _compiled.get(key) or _load_or_make(profile, key, capabilities, cache)
+        _compiled[key] = program
+    return program
 
-        program = filter_cache.load(cache, key)
+
+def _load_or_make(profile: object, key: bytes, capabilities: int, cache: str | None) -> bytes:
+    from isobox.security import filter_cache
+
+    program = None if cache is None else filter_cache.load(cache, key)
     if program is None:
         program = _compile(profile, key, capabilities)
         if cache is not None:
             filter_cache.store(cache, key, program)
-    _compiled[key] = program
     return program
 
 
@@ -66,7 +72,8 @@ def _text(profile: object) -> bytes:
     """The profile's exact content: this, not its path, says which filter it is."""
     global _default_text
     if isinstance(profile, dict):
-        import json
+        with forks.whole:
+            import json
 
         try:
             return json.dumps(profile, sort_keys=True).encode()
