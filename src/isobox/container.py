@@ -140,18 +140,18 @@ class Container:
                 raise StateError(f"start: the container is {self._state}; make a new one")
             self._id = make_id()
             try:
-                with ExitStack() as stack:
-                    self._programs = Programs(launch(self._spec, shared(), self._id, stack), self._spec)
-                    self._stack = stack.pop_all()
-            except IsoboxError:
-                raise
-            except OSError as error:  # what the kernel refused to this process
-                number = error.errno or 0
+                self._programs = Programs(launch(self._spec, shared(), self._id, self._stack), self._spec)
+                self._started = time.monotonic_ns()
+                self._state = "running"
+                _live.add(self)
+            except BaseException as error:
+                self._programs, self._state = None, "created"
+                self._stack.close()
+                if isinstance(error, IsoboxError) or not isinstance(error, OSError):
+                    raise
+                number = error.errno or 0  # what the kernel refused to this process
                 what = str(error.filename or "starting a container")
                 raise SetupError(number, what, stage="host", hint=hint("host", number)) from error
-            self._started = time.monotonic_ns()
-            self._state = "running"
-            _live.add(self)
         return self
 
     def _own(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -221,6 +222,8 @@ class Trash:
             return self._changed.wait_for(lambda: not self._busy, timeout)
 
     def _work(self) -> None:
+        # isobox.interrupts.take_none: this file is a program too, which can import nothing of isobox.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             with self._changed:
                 if not self._paths:

@@ -25,6 +25,7 @@ from attrs import evolve
 from . import _native
 from .cgroups import Group
 from .errors import CgroupError, IsoboxError, SpecError, StateError
+from .interrupts import take_none
 from .plan.ops import Op
 from .programs import Programs
 from .result import Reason, Result
@@ -193,6 +194,7 @@ class Process:
         return self._spec.memory is not None or self._programs.limits.memory is not None
 
     def _wait_in_guard(self) -> None:
+        take_none()
         try:
             self._supervise(_native.Pump(self._status_fd), -1)
         except BaseException as error:  # noqa: BLE001 - for the thread that waits: this one has nobody to tell

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from . import _native, cgroups, runtime
 from .host import features
+from .interrupts import Undisturbed
 from .plan.ops import Op, encode
 from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES, Shape, prepare_plan
 from .rootfs.folder import folder_image
@@ -50,7 +51,7 @@ def shared() -> Shared:
     global _current
     found = _current
     if found is None:
-        with _lock:
+        with Undisturbed(), _lock:
             found = _current
             if found is None:
                 found = _current = Shared()
@@ -135,7 +136,10 @@ class Shared:
         paths = python_paths()
         with self.lock:
             if self.host_rootfs is None or paths != self._host_paths:
-                self.host_rootfs = host_image(root=self.root, state_dir=self.owner.state, python_paths=paths)
+                with Undisturbed():  # it opens each mount for a moment
+                    self.host_rootfs = host_image(
+                        root=self.root, state_dir=self.owner.state, python_paths=paths
+                    )
                 self._host_paths = paths
             return self.host_rootfs
 

@@ -27,6 +27,7 @@ from .control import Control
 from .errors import IsoboxError, SetupError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
+from .interrupts import take_none
 from .plan.ops import Op
 from .plan.setup import Placed, Shape, prepare_plan
 from .rootfs.layers import Rootfs
@@ -96,10 +97,9 @@ class Descriptors:
         return len(self.fds) - 1
 
     def close(self) -> None:
-        """Close what is its own."""
-        for fd in self._own:
-            os.close(fd)
-        self._own.clear()
+        """Close what is its own; idempotent."""
+        while self._own:
+            os.close(self._own.pop())
 
 
 @define(eq=False)
@@ -330,6 +330,7 @@ class Shells:
             self._changed.notify()
 
     def _work(self) -> None:
+        take_none()
         while True:
             with self._changed:
                 if not self._await_order() or self._closed:

@@ -21,6 +21,7 @@ from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
+from .interrupts import Undisturbed
 from .plan.ops import Op, describe, encode
 from .plan.setup import Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
@@ -76,24 +77,28 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
     """Make the container. On an error everything made so far is undone by the caller's stack."""
     _refuse(spec, shared)
     if spec.name is not None:
-        shared.owner.name(spec.name)
-        stack.callback(shared.owner.release_name, spec.name)
+        with Undisturbed():
+            shared.owner.name(spec.name)
+            stack.callback(shared.owner.release_name, spec.name)
     rootfs = _rootfs(spec, shared, stack)
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
-    wanted = _wanted(spec, shared, rootfs, mask, stack)
-    shell = shells(shared).take(wanted)
-    stack.callback(shell.close)
-    # From here on the shell prepares its root file system by itself; meanwhile, on this side:
-    group = shared.groups.container(spec.limits, id=container_id)
-    stack.callback(group.close)
-    program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)
-    rlimits = _rlimits(spec, group)
-    if spec.mounts:
-        shell.unmount_at_end()
-    table = Descriptors(group.join_fds)
-    try:
+    table = Descriptors()
+    stack.callback(table.close)
+    with Undisturbed():
+        wanted = _wanted(spec, shared, rootfs, mask, stack)
+        shell = shells(shared).take(wanted)
+        stack.callback(shell.close)
+        # From here on the shell prepares its root file system by itself; meanwhile, on this side:
+        group = shared.groups.container(spec.limits, id=container_id)
+        stack.callback(group.close)
+        program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)
+        rlimits = _rlimits(spec, group)
+        if spec.mounts:
+            shell.unmount_at_end()
+        table.fds.extend(group.join_fds)
         mounts = _bound(spec, shell, table) if shared.root else []
         ops = setup_plan(_own(spec, rootfs, len(group.join_fds), mounts, container_id))
+    try:
         reply = shell.control.setup(encode(ops), table.fds)
     finally:
         table.close()
@@ -156,8 +161,9 @@ def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
         return shared.host_image()
     own_ids = shared.root and spec.userns == "auto"
     if os.path.isfile(spec.image):
-        place = shared.owner.disk_dir()
-        stack.callback(shared.owner.discard, place)
+        with Undisturbed():
+            place = shared.owner.disk_dir()
+            stack.callback(shared.owner.discard, place)
         unpack(spec.image, f"{place}/rootfs", keep_owners=shared.root)
         return folder_image(f"{place}/rootfs", root=own_ids)
     return shared.folder_image(spec.image, own_ids)

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from .interrupts import take_none
+
 Job = Callable[[], "float | None"]
 """Does something; returns None when it is done, else the seconds after which to call it again."""
 
@@ -60,6 +62,7 @@ class Worker:
                 self._thread = thread
 
     def _run(self) -> None:
+        take_none()
         while not self._closed:
             self._take()
             if not self._later:
