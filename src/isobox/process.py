@@ -421,6 +421,7 @@ class Process:
         """The program's pid as this process sees it; None once it has ended."""
         if self.returncode is not None:
             return None
+        self._programs.check_ours()
         if self._pid is None:
             self._pid = self._programs.control.locate(self._number)
         return self._pid
@@ -431,11 +432,18 @@ class Process:
 
     def poll(self) -> int | None:
         """Return `returncode` if it has ended, else None. Never blocks."""
-        if not self._ended.is_set() and self._guard is None and self._lock.acquire(blocking=False):
+        if self._ended.is_set():
+            return self._outcome()
+        self._programs.check_ours()
+        if self._guard is None and self._lock.acquire(blocking=False):
             try:
                 self._supervise(_native.Pump(self._status_fd), 0)
             finally:
                 self._lock.release()
+        return self._outcome()
+
+    def _outcome(self) -> int | None:
+        """Return `returncode`, or raise what went wrong at the end."""
         if self._failure is not None:
             raise self._failure
         return self.returncode
@@ -445,22 +453,23 @@ class Process:
 
         Raises `subprocess.TimeoutExpired` after `timeout` seconds; the program goes on.
         """
-        deadline = -1 if timeout is None else time.monotonic_ns() + int(max(0.0, timeout) * 1e9)
-        if self._guard is not None:
-            done = self._ended.wait(timeout)
-        else:
-            done = self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-            if done:
-                try:
-                    done = self._supervise(_native.Pump(self._status_fd), deadline)
-                finally:
-                    self._lock.release()
-        if not done:
+        if not self._ended.is_set() and not self._await_end(timeout):
             raise TimeoutExpired(list(self.args), timeout or 0.0)
-        if self._failure is not None:
-            raise self._failure
-        assert self.returncode is not None
-        return self.returncode
+        code = self._outcome()
+        assert code is not None
+        return code
+
+    def _await_end(self, timeout: float | None) -> bool:
+        self._programs.check_ours()
+        if self._guard is not None:
+            return self._ended.wait(timeout)
+        deadline = -1 if timeout is None else time.monotonic_ns() + int(max(0.0, timeout) * 1e9)
+        if not self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            return False
+        try:
+            return self._supervise(_native.Pump(self._status_fd), deadline)
+        finally:
+            self._lock.release()
 
     def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Feed `input` to stdin, read stdout and stderr to their end, wait. Returns (stdout, stderr).
@@ -468,6 +477,7 @@ class Process:
         What is read is bounded by ``output_limit``. Raises `subprocess.TimeoutExpired`; call again to
         go on: nothing is lost.
         """
+        self._programs.check_ours()  # it would take output from its parent
         deadline = -1 if timeout is None else time.monotonic_ns() + int(max(0.0, timeout) * 1e9)
         reader = self._reader(input)
         if not reader.run(deadline):
@@ -496,6 +506,7 @@ class Process:
 
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program (not to what it started); nothing happens if it has ended."""
+        self._programs.check_ours()
         number = int(signals.Signals(signal))
         if self.returncode is not None:
             return
@@ -514,6 +525,7 @@ class Process:
 
         In a paused container it ends when that goes on.
         """
+        self._programs.check_ours()
         if self._programs.paused and self.returncode is None:
             self._reason = self._reason or "killed"
             self._kill_all()
@@ -544,7 +556,7 @@ class Process:
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 with contextlib.suppress(BrokenPipeError):
-                    file.close()
+                    (file if self._programs.is_ours() else _raw(file)).close()
 
     def __enter__(self) -> Process:
         return self
@@ -553,6 +565,9 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the streams, wait for the end; where an exception passes through, kill it first."""
+        if not self._programs.is_ours():
+            self._close_streams()  # a forked child's copies: the program is its parent's
+            return
         if kind is not None:
             self.kill()
         self._close_streams()
@@ -564,10 +579,17 @@ class Process:
         status = getattr(self, "_status_fd", -1)
         if status < 0:
             return
-        if not self._ended.is_set():
+        if not self._ended.is_set() and self._programs.is_ours():
             warnings.warn(f"{self!r} was never waited for", ResourceWarning, source=self, stacklevel=2)
         os.close(status)
         self._status_fd = -1
+
+
+def _raw(file: IO[Any]) -> IO[Any]:
+    """What is below the buffers of a file: they have locks, which a thread of the parent's may have held."""
+    below = getattr(file, "buffer", file)
+    found: IO[Any] = getattr(below, "raw", below)
+    return found
 
 
 def _newlines(text: str) -> str:

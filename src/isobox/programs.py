@@ -6,6 +6,7 @@ A `Process` knows its container by this alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import threading
 from typing import Protocol
@@ -55,6 +56,7 @@ class Programs:
         self.launched = launched
         self.spec = spec
         self.running: dict[int, Program] = {}
+        self._pid = os.getpid()
         self.killed = False
         self.ending = False
         self._count = 0
@@ -84,6 +86,15 @@ class Programs:
         with self._lock:
             self._count += 1
             return self._count
+
+    def is_ours(self) -> bool:
+        """Return whether this process started them, rather than one that it was forked from."""
+        return self._pid == os.getpid()
+
+    def check_ours(self) -> None:
+        """Raise `StateError` in a forked child."""
+        if not self.is_ours():
+            raise StateError("this container belongs to the process that forked; make one here")
 
     def over(self, timeout: float = 0.0) -> bool:
         """Whether the container's init ends, and with it all that runs there, within `timeout` seconds."""
