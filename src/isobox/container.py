@@ -32,6 +32,7 @@ from .result import Result
 from .rootfs.changes import Change, changes
 from .rootfs.views import visible_cpus
 from .shared import shared
+from .shells import thaw_at_end
 from .show import show
 from .spec import Args, ContainerSpec, ExecSpec
 from .start import Launched, explain_plan, launch, make_id
@@ -83,6 +84,7 @@ class Container:
         self._lock = threading.Lock()
         self._state: State = "creating"
         self._stack = ExitStack()
+        self._paused = ExitStack()  # what is there while it is paused
         self._programs: Programs | None = None
         self._id = ""
         self._started = 0
@@ -211,6 +213,7 @@ class Container:
         if self._state == "paused":
             with contextlib.suppress(CgroupError, OSError):
                 programs.launched.group.thaw()
+            self._paused.close()
             programs.control.pause(False)
 
     def __enter__(self) -> Self:
@@ -257,8 +260,10 @@ class Container:
         with self._lock:
             programs.control.pause(True)
             try:
+                thaw_at_end(programs.launched.group, shared(), self._paused)
                 programs.launched.group.freeze()
             except BaseException:
+                self._paused.close()
                 programs.control.pause(False)
                 raise
             self._state = "paused"
@@ -270,6 +275,7 @@ class Container:
             raise StateError(f"resume: the container is {self.state}, not paused")
         with self._lock:
             self._programs.launched.group.thaw()
+            self._paused.close()
             self._programs.control.pause(False)
             self._state = "running"
         if self._changed_while_paused:

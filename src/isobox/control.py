@@ -84,6 +84,11 @@ class Control:
                 continue
         return _native.receive(self._fd, REPLY_TIMEOUT_MS // 10)
 
+    def thaw_at_end(self, fd: int, text: bytes) -> None:
+        """Have it write `text` to `fd` once this process ends; returns when it is on the watch."""
+        self._send(_native.THAW, text, [fd])
+        _native.receive(self._fd, REPLY_TIMEOUT_MS)
+
     def exec(self, plan: bytes, fds: Sequence[int], *, number: int, flags: int, cgroup: int = -1) -> None:
         """Ask for an exec; what becomes of it comes through fds[0]."""
         if cgroup >= 0:

@@ -23,8 +23,9 @@ from typing import Final
 from attrs import define, field, frozen
 
 from . import _native, idmap
+from .cgroups import Group
 from .control import Control
-from .errors import IsoboxError, SetupError, UnsupportedError
+from .errors import CgroupError, IsoboxError, SetupError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
 from .interrupts import take_none
@@ -238,16 +239,7 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
             if id_map is not None and shared.root:
                 os.chown(wanted.disk, id_map.root_uid, id_map.root_gid)
             os.chmod(wanted.disk, 0o711)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            control = Control(ours.detach())
-            stack.callback(control.close)
-            pid, pidfd = _spawn(wanted.flags, shared, theirs.fileno())
-        finally:
-            ours.close()
-            theirs.close()
-        stack.callback(_end, pidfd)
+        control, pid, pidfd = _start(wanted.flags, shared, stack)
         if id_map is not None:
             idmap.write(pid, id_map)
         # Before the plan is sent: where that fails, the process and its place in /proc are gone.
@@ -263,6 +255,42 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
         finally:
             table.close()
         return Shell(control, pid, pidfd, id_map, ops, stack.pop_all(), shared.worker, mounts_fd)
+
+
+def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:
+    """Have a group that is going to be frozen thawed when this process ends, until the stack is closed.
+
+    The frozen init of a container can't notice that; on v1 it could not even be killed.
+    """
+    try:
+        with ExitStack() as made:
+            control, _pid, _pidfd = _start(0, shared, made)
+            fd, text = group.thawing()
+            try:
+                control.thaw_at_end(fd, text)
+            finally:
+                os.close(fd)
+            stack.callback(made.pop_all().close)
+    except IsoboxError:
+        raise
+    except OSError as error:
+        what = "nobody would thaw it when this process ends"
+        raise CgroupError(error.errno or errno.EIO, what, stage="cgroup", op="freeze") from error
+
+
+def _start(flags: int, shared: Shared, stack: ExitStack) -> tuple[Control, int, int]:
+    """Start isobox-init in new namespaces (CLONE_NEW*): its socket, pid and pidfd. The stack ends it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        control = Control(ours.detach())
+        stack.callback(control.close)
+        pid, pidfd = _spawn(flags, shared, theirs.fileno())
+    finally:
+        ours.close()
+        theirs.close()
+    stack.callback(_end, pidfd)
+    return control, pid, pidfd
 
 
 def _spawn(flags: int, shared: Shared, control_fd: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ FDS_MAX: Final[int] = _lib.ISOBOX_FDS_MAX
 # Kinds of requests and their flags: see isobox.h.
 SETUP: Final[int] = _lib.ISOBOX_SETUP
 PREPARE: Final[int] = _lib.ISOBOX_PREPARE
+THAW: Final[int] = _lib.ISOBOX_THAW
 EXEC: Final[int] = _lib.ISOBOX_EXEC
 SIGNAL: Final[int] = _lib.ISOBOX_SIGNAL
 OPEN: Final[int] = _lib.ISOBOX_OPEN

@@ -5,6 +5,9 @@
  * and the kernel ends everything in the PID namespace with it, when its owner does: the owner's pidfd
  * becomes readable, or the control socket closes.
  *
+ * Frozen, it can't see that. So while a container is paused, another one of it runs outside, which thaws
+ * that container's cgroup once the owner has ended (ISOBOX_THAW).
+ *
  * Every answer is one struct isobox_reply: the stage, the op and the errno, never text. */
 #include "ops.h"
 
@@ -244,6 +247,19 @@ static void setup(const struct isobox_request *request, long size)
     answer(&reply, 0, 0);
     if (failed)
         leave(1);
+}
+
+/* Waits for the owner's end, then writes the payload to the descriptor that came along. */
+static void __attribute__((noreturn)) thaw_at_end(const struct isobox_request *request, long size)
+{
+    struct pollfd_ owner = {ISOBOX_FD_OWNER, POLLIN_, 0}; /* alone: the socket closes a moment earlier */
+    if (received_count != 1 || (long)request->size > size - (long)sizeof *request)
+        leave(1);
+    answer_code(0);
+    while (!owner.revents)
+        SYS5(__NR_ppoll, &owner, 1, 0, 0, 0);
+    SYS3(__NR_write, received[0], message + sizeof *request, request->size);
+    leave(0);
 }
 
 /* Runs in the child: on its own stack, in our memory (CLONE_VM) unless it has its own PID namespace. */
@@ -718,6 +734,8 @@ __attribute__((noreturn, used)) void isobox_main(void)
         if (size < (long)sizeof request)
             leave(0);
         memcpy(&request, message, sizeof request);
+        if (request.kind == ISOBOX_THAW)
+            thaw_at_end(&request, size);
         if (request.kind != ISOBOX_SETUP && request.kind != ISOBOX_PREPARE)
             leave(1);
         setup(&request, size);

@@ -34,6 +34,7 @@ enum isobox_request_kind {
     ISOBOX_PREPARE = 9, /* before SETUP: run the first part of the plan; answers only a failure */
     ISOBOX_CHANGE = 10, /* after SETUP: run a few ops more, on the root that is there */
     ISOBOX_FILTER = 11, /* after SETUP: run the ops, a SECCOMP, in a thread that makes execs from then on */
+    ISOBOX_THAW = 12,   /* instead of SETUP: answer, and write the payload to fds[0] once the owner ends */
 };
 
 enum isobox_request_flag {

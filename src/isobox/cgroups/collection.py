@@ -80,10 +80,10 @@ def _with_tree(path: str, step: Callable[[Directory], None]) -> None:
 
 
 def _thaw(group: Directory) -> None:
-    file = "freezer.state" if group.tree.version == 1 else "cgroup.freeze"
+    dialect = DIALECTS[group.tree.version]
     for below in group.walk():
-        if os.path.exists(f"{below.path}/{file}"):
-            DIALECTS[group.tree.version].thaw(below)
+        if os.path.exists(f"{below.path}/{dialect.thawing[0]}"):
+            dialect.thaw(below)
 
 
 def _end(group: Directory) -> None:

@@ -36,6 +36,9 @@ class Dialect(ABC):
     limit_files: tuple[str, ...]
     """The files of those limits that containers mostly have."""
 
+    thawing: tuple[str, str]
+    """The file of the freezer, and what to write there to let everything go on."""
+
     @abstractmethod
     def set_cpu(self, group: Directory, cores: float | None) -> None:
         """Limit to so many cores."""
@@ -109,9 +112,9 @@ class Dialect(ABC):
     def freeze(self, group: Directory) -> None:
         """Begin to stop everything."""
 
-    @abstractmethod
     def thaw(self, group: Directory) -> None:
         """Let everything go on."""
+        group.write(*self.thawing)
 
     @abstractmethod
     def is_frozen(self, group: Directory) -> bool:

@@ -297,6 +297,12 @@ class Group:
         dialect.thaw(group)
         self._frozen = False
 
+    def thawing(self) -> tuple[int, bytes]:
+        """Return an owned descriptor, and what to write there to let everything go on."""
+        group, dialect = self._need("freezer", "pause")
+        file, text = dialect.thawing
+        return group.open(file, os.O_WRONLY), text.encode()
+
     def kill(self, timeout: float = 2.0) -> None:
         """Kill everything in the group and below, however it forks; return when all of it is dead.
 

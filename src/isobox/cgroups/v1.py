@@ -206,11 +206,10 @@ class _V1(Dialect):
             raise
         return event
 
+    thawing = ("freezer.state", "THAWED")
+
     def freeze(self, group: Directory) -> None:
         group.write("freezer.state", "FROZEN")
-
-    def thaw(self, group: Directory) -> None:
-        group.write("freezer.state", "THAWED")
 
     def is_frozen(self, group: Directory) -> bool:
         return group.read_if_there("freezer.state") == b"FROZEN\n"

@@ -148,11 +148,10 @@ class _V2(Dialect):
     def oom_watch(self, group: Directory) -> int:
         return group.open("memory.events", os.O_RDONLY)
 
+    thawing = ("cgroup.freeze", "0")
+
     def freeze(self, group: Directory) -> None:
         group.write("cgroup.freeze", "1")
-
-    def thaw(self, group: Directory) -> None:
-        group.write("cgroup.freeze", "0")
 
     def is_frozen(self, group: Directory) -> bool:
         text = group.read_if_there("cgroup.events")
