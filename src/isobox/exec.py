@@ -11,6 +11,7 @@ from typing import Any
 from . import _native
 from .errors import ExecError, IsoboxError, SpecError, UnsupportedError
 from .hints import hint
+from .interrupts import Undisturbed
 from .options import PROGRAM_NAMES
 from .process import Process, encode_input
 from .programs import Programs
@@ -66,50 +67,52 @@ def _start(
     encoded = encode_input(data, spec)  # before anything runs: it may be of the wrong kind
     if spec.cpu_time is not None and not spec.measure:
         raise SpecError("measure", False, "True where cpu_time is given: the time is read from a cgroup")
-    with ExitStack() as kept, ExitStack() as lent:
-        if spec.tty:
-            streams = terminal(programs.control.open("/dev/ptmx", os.O_RDWR), lent, kept)
-        else:
-            streams = connect(stdin, stdout, stderr, lent, kept)
-            if not capture:
-                widen(streams)
-        group = programs.launched.group.child(spec.memory, spec.pids, spec.measure)
-        kept.callback(group.close)
-        if spec.cpu_time is not None and group.cpu_time() is None:
-            raise UnsupportedError(
-                "cpu_time", "no cgroup with CPU accounting is writable here", "see 'isobox doctor'"
+    process = None
+    try:
+        with Undisturbed(), ExitStack() as kept, ExitStack() as lent:
+            if spec.tty:
+                streams = terminal(programs.control.open("/dev/ptmx", os.O_RDWR), lent, kept)
+            else:
+                streams = connect(stdin, stdout, stderr, lent, kept)
+                if not capture:
+                    widen(streams)
+            group = programs.launched.group.child(spec.memory, spec.pids, spec.measure)
+            kept.callback(group.close)
+            if spec.cpu_time is not None and group.cpu_time() is None:
+                raise UnsupportedError(
+                    "cpu_time", "no cgroup with CPU accounting is writable here", "see 'isobox doctor'"
+                )
+            template = programs.template(spec, len(group.join_fds))
+            status, theirs = os.pipe()
+            kept.callback(os.close, status)
+            lent.callback(os.close, theirs)
+            fds = [theirs, *streams.inside, *group.join_fds]
+            born_in = -1
+            if group.into_fd is not None:
+                born_in = len(fds)
+                fds.append(group.into_fd)
+            flags = _native.HOLD if capture else _native.WANT_START
+            flags |= 0 if group.present else _native.OWN_PIDNS
+            flags |= _native.FILTERED if template.filtered else 0
+            number = programs.next_number()
+            process = Process(
+                programs,
+                spec,
+                number=number,
+                status_fd=status,
+                group=group,
+                ops=template.ops,
+                kept=kept.pop_all(),
+                data=encoded,
             )
-        template = programs.template(spec, len(group.join_fds))
-        status, theirs = os.pipe()
-        kept.callback(os.close, status)
-        lent.callback(os.close, theirs)
-        fds = [theirs, *streams.inside, *group.join_fds]
-        born_in = -1
-        if group.into_fd is not None:
-            born_in = len(fds)
-            fds.append(group.into_fd)
-        flags = _native.HOLD if capture else _native.WANT_START
-        flags |= 0 if group.present else _native.OWN_PIDNS
-        flags |= _native.FILTERED if template.filtered else 0
-        number = programs.next_number()
-        process = Process(
-            programs,
-            spec,
-            number=number,
-            status_fd=status,
-            group=group,
-            ops=template.ops,
-            kept=kept.pop_all(),
-            data=encoded,
-        )
-        programs.running[number] = process
-        try:
-            programs.control.exec(template.encode(spec.args), fds, number=number, flags=flags, cgroup=born_in)
-            lent.close()
-            group.joined()
-            begin(process, streams)
-        except BaseException:
+            programs.running[number] = process
+            request = template.encode(spec.args)
+            programs.control.exec(request, fds, number=number, flags=flags, cgroup=born_in)
             lent.close()  # so that the status pipe ends where nobody writes to it
+            group.joined()
+        begin(process, streams)
+    except BaseException:
+        if process is not None:
             process._give_up()
-            raise
+        raise
     return process

@@ -25,7 +25,7 @@ from attrs import evolve
 from . import _native
 from .cgroups import Group
 from .errors import CgroupError, IsoboxError, SpecError, StateError
-from .interrupts import take_none
+from .interrupts import Undisturbed, take_none
 from .plan.ops import Op
 from .programs import Programs
 from .result import Reason, Result
@@ -228,9 +228,11 @@ class Process:
                     self._release(pump)
             raise
         finally:
-            pump.close()
-            os.close(self._status_fd)
-            self._status_fd = -1
+            try:
+                pump.close()
+            finally:
+                os.close(self._status_fd)
+                self._status_fd = -1
 
     def _cpu_gap(self, left: float) -> int:
         return max(1_000_000, int(left / (os.cpu_count() or 1) * 1e9))
@@ -359,7 +361,9 @@ class Process:
         reply = pump.reply()
         if reply is None:  # init closed its files; the kernel may not be done with ending the rest
             self._programs.over(_GONE_SECONDS)
-        if self._group.present and not self._programs.ending and not self._group.empty():
+        with Undisturbed():  # looking opens a file
+            left = self._group.present and not self._programs.ending and not self._group.empty()
+        if left:
             try:
                 self._group.kill()
             except CgroupError:
@@ -372,7 +376,8 @@ class Process:
         if reply is not None and reply.kind == _native.FAILED:
             raise exec_error(self._ops, reply, self.args[0])
         self._reply = reply
-        usage = self._measure(reply)
+        with Undisturbed():  # it opens a file for each reading
+            usage = self._measure(reply)
         status = reply.status if reply is not None else signals.SIGKILL
         code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
         ran_out = self._programs.ran_out_of_memory(usage.oom_kills, code == -signals.SIGKILL)

@@ -261,7 +261,7 @@ def interrupt_after(seconds: float) -> Iterator[list[int]]:
 
 @contextmanager
 def interrupt_at(place: int) -> Iterator[list[int]]:
-    """Ctrl-C at one of the places where Python runs handlers: calls in the library, and their returns from C.
+    """Ctrl-C at one of the places where Python runs handlers: calls in the library, and returns from C there.
 
     Gives what was sent so far.
     """
@@ -273,7 +273,9 @@ def interrupt_at(place: int) -> Iterator[list[int]]:
 
     def count(frame: FrameType, event: str, _arg: object) -> None:
         nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(HOME):
+        code = frame.f_code
+        ours = code.co_filename.startswith(HOME) or "ExitStack" in code.co_qualname
+        if ours and event in ("call", "c_return"):
             left -= 1
             if left == 0:
                 sent.append(place)
