@@ -309,8 +309,8 @@ def test_a_signal_handler_that_raises(tmp_path: Path) -> None:
     try:
         with Container("host") as c:
             for delay in (0.0005, 0.001, 0.002, 0.003, 0.005, 0.02, 0.05):
-                signal.setitimer(signal.ITIMER_REAL, delay)
                 with pytest.raises(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, delay)
                     c.exec(["sh", "-c", "sleep 100 & sleep 100"])
                 assert c._programs is not None and not c._programs.running
                 # Nothing of it is left inside either.

@@ -126,10 +126,12 @@ class Bundle:
                     self.into_fd = group.open(LEAF, os.O_PATH | os.O_DIRECTORY)
                 else:
                     joins.append(group.open("cgroup.procs", os.O_WRONLY))
-        except OSError as error:
+        except BaseException as error:
             for fd in joins:
                 os.close(fd)
             self.close()
+            if not isinstance(error, OSError):
+                raise
             message = f"can't open {group.path}"
             raise CgroupError(error.errno or 0, message, stage="cgroup", op="open") from error
         self.join_fds = tuple(joins)
