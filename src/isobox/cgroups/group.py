@@ -205,11 +205,16 @@ class Group:
         self._check()
         if self._parent is not None:
             raise StateError("a group of an exec has no groups below it")
-        bundle = self._next_bundle(measure, memory is not None)
-        group = Group(self._groups, bundle, self, id=f"{self.id}/{bundle.name}", measured=measure)
-        with self._lock:
-            self._children.add(group)
+        group: Group | None = None
         try:
+            bundle = self._next_bundle(measure, memory is not None)
+        except CgroupError:
+            self._check()  # with its container, by another thread: that is what to say
+            raise
+        try:
+            group = Group(self._groups, bundle, self, id=f"{self.id}/{bundle.name}", measured=measure)
+            with self._lock:
+                self._children.add(group)
             if bundle.unopened:
                 bundle.open()
             if memory is not None or pids != bundle.pids:
@@ -221,7 +226,10 @@ class Group:
                 group._meter.close()
                 raise StateError("the container has stopped")
         except BaseException:
-            group.close()
+            if group is None:
+                bundle.discard()
+            else:
+                group.close()
             raise
         return group
 
