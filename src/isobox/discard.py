@@ -222,7 +222,7 @@ class Trash:
             return self._changed.wait_for(lambda: not self._busy, timeout)
 
     def _work(self) -> None:
-        # isobox.interrupts.take_none: this file is a program too, which can import nothing of isobox.
+        # isobox.worker.take_no_signals: this file is a program too, which can import nothing of isobox.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             with self._changed:

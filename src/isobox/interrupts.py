@@ -10,10 +10,15 @@ import signal
 import threading
 from typing import Final
 
-_HELD: Final = frozenset(
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2}
-)
-"""Those whose handlers raise, where any do. All signals would take longer: each is converted one by one."""
+from . import _native
+
+_HELD: Final = sum(
+    1 << (number - 1)
+    for number in (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2
+    )
+)  # fmt: skip
+"""Those whose handlers raise, where any do."""
 
 
 class Undisturbed:
@@ -26,22 +31,22 @@ class Undisturbed:
     __slots__ = ("_before",)
 
     def __enter__(self) -> None:
-        self._before: set[int | signal.Signals] | None = None
-        if threading.current_thread() is not threading.main_thread():
+        self._before: int | None = None
+        if threading.get_ident() != threading.main_thread().ident:
             return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        before = _native.block_signals(0)
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # runs the handlers of those that came before
+            _native.block_signals(_HELD)
+            _breathe()
         except BaseException:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _native.set_signals(before)
             raise
         self._before = before
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+            _native.set_signals(self._before)
 
 
-def take_none() -> None:
-    """In a thread of the library's own: leave all signals to the program's threads."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def _breathe() -> None:
+    """Where Python runs the handlers of the signals that came before: as a function begins."""

@@ -25,7 +25,7 @@ from attrs import evolve
 from . import _native
 from .cgroups import Group
 from .errors import CgroupError, IsoboxError, SpecError, StateError
-from .interrupts import Undisturbed, take_none
+from .interrupts import Undisturbed
 from .plan.ops import Op
 from .programs import Programs
 from .result import Reason, Result
@@ -33,6 +33,7 @@ from .spec import ExecSpec
 from .start import exec_error
 from .streams import Streams, resize
 from .usage import Usage
+from .worker import take_no_signals
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -168,20 +169,22 @@ class Process:
             if self._status_fd >= 0 and not self._ended.is_set():
                 self._enforce("killed", _native.Pump(self._status_fd))
         finally:
-            self._programs.running.pop(self._number, None)
-            self._group.close()
-            self._ended.set()
-            if self._opened:
-                self.close()
-            else:
-                self._status_fd = -1
-                self._kept.close()
+            with Undisturbed():
+                self._programs.running.pop(self._number, None)
+                self._group.close()
+                self._ended.set()
+                if self._opened:
+                    self.close()
+                else:
+                    self._status_fd = -1
+                    self._kept.close()
 
     def _begin(self, streams: Streams) -> None:
         """Wait until it runs and hand it over, for `Container.popen`."""
         self._await_start()
-        self._guard_limits()
-        self._open_streams(streams)
+        with Undisturbed():
+            self._guard_limits()
+            self._open_streams(streams)
 
     def _guard_limits(self) -> None:
         """Enforce limits in time and memory even when nobody waits."""
@@ -194,7 +197,7 @@ class Process:
         return self._spec.memory is not None or self._programs.limits.memory is not None
 
     def _wait_in_guard(self) -> None:
-        take_none()
+        take_no_signals()
         try:
             self._supervise(_native.Pump(self._status_fd), -1)
         except BaseException as error:  # noqa: BLE001 - for the thread that waits: this one has nobody to tell
@@ -205,19 +208,18 @@ class Process:
 
     def _run(self, streams: Streams) -> None:
         """Feed, capture and wait in one go, for `Container.exec`."""
-        data = self._data
-        stdin, stdout, stderr = streams.outside
-        if self._spec.tty and not data:
-            os.close(stdin)  # the terminal's one master is read; nothing will be typed
-            stdin = -1
-        elif stdin >= 0 and not data:
-            os.close(stdin)
-            stdin = -1
-        pump = _native.Pump(
-            self._status_fd, stdin=stdin, stdout=stdout, stderr=stderr, data=data,
-            limit=self._spec.output_limit,
-        )  # fmt: skip
-        self._kept.pop_all()  # the pump owns them from here on
+        with Undisturbed():
+            stdin, stdout, stderr = streams.outside
+            if stdin >= 0 and not self._data:  # a terminal's too: its other end is read, nothing is typed
+                os.close(stdin)
+                stdin = -1
+            pump = _native.Pump(
+                self._status_fd, stdin=stdin, stdout=stdout, stderr=stderr, data=self._data,
+                limit=self._spec.output_limit,
+            )  # fmt: skip
+            self._kept.pop_all()  # the pump owns them from here on
+            self._kept.callback(pump.close)
+            self._kept.callback(os.close, self._status_fd)
         try:
             self._supervise(pump, -1)
         except BaseException:
@@ -228,11 +230,9 @@ class Process:
                     self._release(pump)
             raise
         finally:
-            try:
-                pump.close()
-            finally:
-                os.close(self._status_fd)
+            with Undisturbed():
                 self._status_fd = -1
+                self._kept.close()
 
     def _cpu_gap(self, left: float) -> int:
         return max(1_000_000, int(left / (os.cpu_count() or 1) * 1e9))
@@ -243,7 +243,8 @@ class Process:
             if self._ended.is_set():
                 return True
             if self._oom_fd is None and self._watches_memory():
-                self._oom_fd = self._group.oom_eventfd()
+                with Undisturbed():
+                    self._oom_fd = self._group.oom_eventfd()
             if self._oom_fd is not None:
                 pump.watch(self._oom_fd)
             while True:

@@ -28,13 +28,12 @@ from .control import Control
 from .errors import CgroupError, IsoboxError, SetupError, UnsupportedError
 from .hints import hint
 from .idmap import IdMap
-from .interrupts import take_none
 from .plan.ops import Op
 from .plan.setup import Placed, Shape, prepare_plan
 from .rootfs.layers import Rootfs
 from .security import paths
 from .shared import Shared
-from .worker import Worker
+from .worker import Worker, take_no_signals
 
 # include/uapi/linux/sched.h and wait.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -358,7 +357,7 @@ class Shells:
             self._changed.notify()
 
     def _work(self) -> None:
-        take_none()
+        take_no_signals()
         while True:
             with self._changed:
                 if not self._await_order() or self._closed:

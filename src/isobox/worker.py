@@ -6,13 +6,12 @@ import errno
 import heapq
 import itertools
 import queue
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
-
-from .interrupts import take_none
 
 Job = Callable[[], "float | None"]
 """Does something; returns None when it is done, else the seconds after which to call it again."""
@@ -22,6 +21,11 @@ _GATHER: Final = 0.003
 _PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _AGAIN: Final = 0.1
 """Seconds until a job gets another try that had no descriptors or memory left for it."""
+
+
+def take_no_signals() -> None:
+    """In a thread of the library's own: leave all signals to the program's threads."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 class Worker:
@@ -62,7 +66,7 @@ class Worker:
                 self._thread = thread
 
     def _run(self) -> None:
-        take_none()
+        take_no_signals()
         while not self._closed:
             self._take()
             if not self._later:

@@ -305,13 +305,16 @@ def test_a_signal_handler_that_raises(tmp_path: Path) -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
+    def run(c: Container, delay: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        c.exec(["sh", "-c", "sleep 100 & sleep 100"])
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with Container("host") as c:
             for delay in (0.0005, 0.001, 0.002, 0.003, 0.005, 0.02, 0.05):
                 with pytest.raises(KeyboardInterrupt):
-                    signal.setitimer(signal.ITIMER_REAL, delay)
-                    c.exec(["sh", "-c", "sleep 100 & sleep 100"])
+                    run(c, delay)
                 assert c._programs is not None and not c._programs.running
                 # Nothing of it is left inside either.
                 assert wait_until(lambda: not any("sleep" in n for n in descendants(os.getpid()).values()), 5)

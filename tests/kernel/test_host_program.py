@@ -206,6 +206,26 @@ class TestSignals:
                 container.remove()
         assert place > 100
 
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_an_interrupt_at_every_place_of_an_exec(self, waits: bool) -> None:
+        with nothing_left(), Container() as container:
+            assert container.exec(["true"]).ok
+            place, sent = 0, [0]
+            while sent:
+                place += 1
+                with interrupt_at(place) as sent, contextlib.suppress(KeyboardInterrupt):
+                    if waits:
+                        container.exec(["true"])
+                    else:
+                        process = container.popen(["sleep", "60"])
+                        sys.setprofile(None)
+                        with process:
+                            process.kill()
+                assert alone(container) or wait_until(lambda: alone(container), 5)
+            assert container.exec(["echo", "x"]).stdout == b"x\n"
+        assert place > 100
+
     def test_keyboard_interrupt_while_waiting(self) -> None:
         with Container() as container, container.popen(["sleep", "60"]) as process:
             with interrupt_after(0.1), pytest.raises(KeyboardInterrupt):

@@ -172,6 +172,19 @@ int isobox_spawn_init(struct isobox_spawn *spawn)
     return 0;
 }
 
+/* The mask of blocked signals of this thread, signal n as bit n - 1: adds to it, returns what it was. */
+unsigned long long isobox_block_signals(unsigned long long more)
+{
+    uint64_t before = 0;
+    SYS4(__NR_rt_sigprocmask, SIG_BLOCK, &more, &before, sizeof before);
+    return before;
+}
+
+void isobox_set_signals(unsigned long long blocked)
+{
+    SYS4(__NR_rt_sigprocmask, SIG_SETMASK, &blocked, 0, sizeof blocked);
+}
+
 union ancillary {
     struct cmsghdr head;
     unsigned char bytes[CMSG_SPACE(sizeof(int) * ISOBOX_FDS_MAX)];

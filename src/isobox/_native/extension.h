@@ -6,6 +6,8 @@
 
 int isobox_init_memfd(const unsigned char *program, unsigned long size, unsigned int mode);
 int isobox_spawn_init(struct isobox_spawn *spawn);
+unsigned long long isobox_block_signals(unsigned long long more);
+void isobox_set_signals(unsigned long long blocked);
 int isobox_send(int sock, const unsigned char *data, unsigned long size, const int *fds, unsigned int nfds);
 int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int timeout_ms);
 int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns);
