@@ -40,7 +40,13 @@ def empty_state() -> Iterator[str]:
     """A place for ISOBOX_STATE_DIR that the root of a container can reach."""
     with tempfile.TemporaryDirectory(prefix="isobox-test-", dir="/tmp") as folder:
         os.chmod(folder, 0o711)
-        yield f"{folder}/state"
+        state = f"{folder}/state"
+        yield state
+        # Children that end by os._exit leave cgroups, which are found by their state only.
+        clean = [sys.executable, "-m", "isobox.cli", "doctor", "--clean"]
+        subprocess.run(
+            clean, env={**os.environ, "ISOBOX_STATE_DIR": state}, stdout=subprocess.DEVNULL, check=True
+        )
 
 
 @contextmanager
