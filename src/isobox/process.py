@@ -45,6 +45,9 @@ _END_SECONDS: Final = 10.0
 _START_SECONDS: Final = 60.0
 """How long a program may take to its execve: long only where its cgroup has next to no CPU."""
 
+_OOM_WATCH_NS: Final = 3_000_000
+"""How long a program runs before it is watched for kills by the memory limit, of which its end tells too."""
+
 _KILL_AGAIN_NS: Final = 500_000
 _KILL_AGAIN_MOST_NS: Final = 50_000_000
 
@@ -116,6 +119,7 @@ class Process:
         self._wall_deadline = -1 if wall is None else self._began + int(wall * 1e9)
         # A group can't use CPU time faster than all its cpus together: no need to look earlier.
         self._cpu_check = -1 if spec.cpu_time is None else self._began + self._cpu_gap(spec.cpu_time)
+        self._oom_watch = -1
 
     def __repr__(self) -> str:
         state = "running" if self.returncode is None else f"returncode {self.returncode}"
@@ -242,13 +246,12 @@ class Process:
         with self._lock:
             if self._ended.is_set():
                 return True
-            if self._oom_fd is None and self._watches_memory():
-                with Undisturbed():
-                    self._oom_fd = self._group.oom_eventfd()
             if self._oom_fd is not None:
                 pump.watch(self._oom_fd)
+            elif self._watches_memory():
+                self._oom_watch = self._began + _OOM_WATCH_NS
             while True:
-                times = [t for t in (until, self._wall_deadline, self._cpu_check) if t >= 0]
+                times = [t for t in (until, self._wall_deadline, self._cpu_check, self._oom_watch) if t >= 0]
                 try:
                     event = pump.run(min(times) if times else -1)
                 except (OSError, StateError) as error:  # garbage instead of a record
@@ -273,6 +276,9 @@ class Process:
                     if 0 <= self._cpu_check <= now and self._cpu_passed(now):
                         self._enforce("cpu-timeout", pump)
                         break
+                    if 0 <= self._oom_watch <= now and self._oom_begun(pump):
+                        self._enforce("oom", pump)
+                        break
                     if 0 <= until <= now:
                         return False
             self._finish(pump)
@@ -286,6 +292,15 @@ class Process:
         self._release(pump)
         self._ended.set()
         raise self._failure from None
+
+    def _oom_begun(self, pump: _native.Pump) -> bool:
+        """Watch for kills from now on; whether there was one already."""
+        self._oom_watch = -1
+        with Undisturbed():
+            self._oom_fd = self._group.oom_eventfd()
+        if self._oom_fd is not None:
+            pump.watch(self._oom_fd)
+        return self._group.oom_kills() > 0
 
     def _oom_happened(self, pump: _native.Pump) -> bool:
         """Whether one of this exec's processes was killed; the notice may be about another exec's."""

@@ -214,24 +214,27 @@ def test_a_container_sees_its_own_limits() -> None:
 
 @pytest.mark.requires("root")
 def test_submounts_of_the_host_are_shown_too(tmp_path: Path) -> None:
-    """In a mount namespace of its own: a file system and a single file mounted below /opt and /etc."""
-    if not shutil.which("unshare") or not os.path.isdir("/opt"):
-        pytest.skip("no unshare(1), or no /opt")
+    """In a mount namespace of its own: a file system and a single file mounted below the image's folders."""
+    used = (os.path.realpath(sys.executable), sys.executable, os.path.realpath(isobox.__file__))
+    places = [p for p in ("/opt", "/usr/src", "/usr/games") if os.path.isdir(p)]
+    place = next((p for p in places if not any(path.startswith(f"{p}/") for path in used)), None)
+    if not shutil.which("unshare") or place is None:
+        pytest.skip("no unshare(1), or no folder to mount on")
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 from-a-mount\n")
     hosts.chmod(0o644)
     script = (
         "import isobox\n"
         "with isobox.Container('host') as c:\n"
-        "    print(c.exec(['cat', '/opt/mounted', '/etc/passwd'], text=True))\n"
-        "    print(c.exec(['sh', '-c', 'cat /opt/dir/f; echo x > /opt/dir/f'], text=True))\n"
+        f"    print(c.exec(['cat', '{place}/mounted', '/etc/passwd'], text=True))\n"
+        f"    print(c.exec(['sh', '-c', 'cat {place}/dir/f; echo x > {place}/dir/f'], text=True))\n"
         "    print(c.changes())\n"
     )
     library = os.pathsep.join(path for path in sys.path if path.endswith(("site-packages", "src")))
     done = subprocess.run(
         [
             *("unshare", "--mount", "--propagation", "private", "sh", "-ec"),
-            "mount -t tmpfs -o mode=755 x /opt; echo shown > /opt/mounted; mkdir -m 777 /opt/dir; "
+            f"mount -t tmpfs -o mode=755 x {place}; echo shown > {place}/mounted; mkdir -m 777 {place}/dir; "
             f'mount --bind {hosts} /etc/passwd; exec "$0" -c "$1"',
             *(sys.executable, script),
         ],
