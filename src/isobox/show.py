@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 
 from .control import Control
 from .plan.ops import encode
@@ -30,7 +29,7 @@ def show(control: Control, limits: Limits, cpus: set[int]) -> None:
 
 def _cover(control: Control, path: str, content: bytes) -> None:
     # The one place that is writable in every container; once it is bound it needs no name any more.
-    source = f"/dev/shm/.isobox-{secrets.token_hex(8)}"
+    source = f"/dev/shm/.isobox-{os.urandom(8).hex()}"
     try:
         _write(control, source, os.O_CREAT | os.O_EXCL, content)
         control.change(encode(view_plan(source, path)))

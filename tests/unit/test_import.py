@@ -18,7 +18,10 @@ NOT_WANTED = {
     "click",
     "zstandard",
     "asyncio",
+    "hashlib",
     "multiprocessing",
+    "random",
+    "secrets",
     "http",
     "urllib.request",
 }
