@@ -15,7 +15,7 @@ from contextlib import ExitStack
 
 from attrs import define
 
-from . import _native
+from . import _native, forks
 from .cgroups import Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
@@ -26,7 +26,6 @@ from .plan.ops import Op, describe, encode
 from .plan.setup import Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
-from .rootfs.tar import unpack
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, seccomp
 from .shared import Shared
@@ -164,6 +163,8 @@ def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
         with Undisturbed():
             place = shared.owner.disk_dir()
             stack.callback(shared.owner.discard, place)
+        with forks.whole:
+            from .rootfs.tar import unpack  # here: few containers are made of one
         unpack(spec.image, f"{place}/rootfs", keep_owners=shared.root)
         return folder_image(f"{place}/rootfs", root=own_ids)
     return shared.folder_image(spec.image, own_ids)

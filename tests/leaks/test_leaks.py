@@ -1,8 +1,8 @@
 """The counts before and after: of descriptors, mounts, cgroups, processes, interfaces, files, threads.
 
 Twice each: against a warm engine, which keeps a few cgroups ready, and against nothing at all, once
-what containers share is closed. ISOBOX_LEAK_RUNS says how often things are done (2000; by an ordinary user 200,
-but for containers in sequence).
+what containers share is closed. ISOBOX_LEAK_RUNS says how often things are done (2000; by an ordinary
+user 200, but for containers in sequence).
 """
 
 from __future__ import annotations
