@@ -108,7 +108,7 @@ def main() -> int:
     rows, colours, differences = [], [], []
     modules = sys.argv[1:] or MODULES
     shipped = [module for module in modules if is_shipped(module)]
-    with ThreadPoolExecutor(3) as threads:  # most of these tests wait most of the time
+    with ThreadPoolExecutor(6) as threads:  # most of these tests wait most of the time
         runs_outside = threads.map(outside, shipped)
         runs_inside = threads.map(inside, shipped)
         results = dict(zip(shipped, zip(runs_outside, runs_inside, strict=True), strict=True))
