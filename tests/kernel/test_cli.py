@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -165,7 +166,7 @@ class TestStreams:
 
     def test_a_pipe_that_closes(self) -> None:
         done = subprocess.run(
-            " ".join([*ISOBOX, "run host sh -c 'while echo y; do :; done' | head -n 1"]),
+            f"{shlex.join(ISOBOX)} run host sh -c 'while echo y; do :; done' | head -n 1",
             shell=True, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.stdout == "y\n"

@@ -550,8 +550,9 @@ def test_run() -> None:
 
 
 def test_the_interpreter_and_its_packages_are_there(box: Container) -> None:
-    code = "import sys, attrs, isobox; print(sys.executable, sys.prefix, attrs.__file__, isobox.__file__)"
+    paths = "sys.executable, sys.prefix, attrs.__file__, isobox.__file__"
+    code = f"import sys, attrs, isobox; print({paths}, sep='\\n')"
     import attrs
 
-    there = said(box, [sys.executable, "-c", code]).split()
+    there = said(box, [sys.executable, "-c", code]).splitlines()
     assert there == [sys.executable, sys.prefix, attrs.__file__, isobox.__file__]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobox.files import copy_in, copy_out, read_bytes, write_bytes
+from leftovers import close_shared
 
 
 class PlainDirectory:
@@ -314,6 +315,7 @@ def test_any_names_and_bytes(tmp_path_factory: pytest.TempPathFactory, files: di
 
 def test_no_descriptor_is_left(box: PlainDirectory, host: Path) -> None:
     make_tree(host)
+    close_shared()  # what containers of tests before keep ready is closed at any time
     before = len(os.listdir("/proc/self/fd"))
     copy_in(box, host, "/t")
     copy_out(box, "/t", host / "o")
