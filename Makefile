@@ -2,6 +2,7 @@
 #   make demo       see it work          make test   all tests; as root, as an ordinary user too
 #   make lint       style, types, layers make bench  measure against the kernel's floor and other engines
 #   make sanitize   the tests with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-guest (as root) the tests in a virtual machine with cgroup v2 only
 #   make venv       only the environment make clean  remove what was built
 
 PYTHON ?= python3
@@ -14,9 +15,10 @@ TESTS ?= tests
 # Not the leaks, which measure memory that the sanitizers keep back; not the faults, which take away the
 # descriptors and the processes that the sanitizers themselves need.
 SANITIZE_TESTS ?= tests/unit tests/kernel
+GUEST_TESTS ?= tests/unit tests/kernel tests/faults
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench sanitize venv clean
+.PHONY: demo test test-guest lint bench sanitize venv clean
 
 venv: $(STAMP)
 
@@ -39,6 +41,11 @@ test: venv
 	    sh tests/as_user.sh $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS); \
 	    ISOBOX_DELEGATE=1 sh tests/as_user.sh $(RUN) -m pytest -m 'not slow' tests/kernel $(PYTEST_ARGS); \
 	fi
+
+test-guest: venv
+	@sh tests/prerequisites.sh test "$(PYTHON)"
+	@sh tests/prerequisites.sh guest "$(PYTHON)"
+	$(RUN) tests/guest/guest.py -- $(RUN) -m pytest -p no:cacheprovider $(GUEST_TESTS) $(PYTEST_ARGS)
 
 lint: venv
 	@sh tests/prerequisites.sh lint "$(PYTHON)"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# usage: prerequisites.sh build|test|lint PYTHON
+# usage: prerequisites.sh build|test|guest|lint PYTHON
 # Says which of Debian's packages are missing, and installs them where that is not a surprise:
 # as root in CI, or as root on a Debian where the README's promise is that make does everything.
 set -eu
@@ -33,6 +33,11 @@ test)
     command -v newuidmap >/dev/null 2>&1 || need uidmap
     command -v useradd >/dev/null 2>&1 || need passwd
     command -v busybox >/dev/null 2>&1 || need busybox-static
+    ;;
+guest)
+    command -v linux.uml >/dev/null 2>&1 || need user-mode-linux
+    command -v busybox >/dev/null 2>&1 || need busybox-static
+    command -v mkfs.ext4 >/dev/null 2>&1 || need e2fsprogs
     ;;
 lint)
     if [ "${CI:-}" = true ]; then

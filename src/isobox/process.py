@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 from attrs import evolve
 
 from . import _native
-from .cgroups import Group
+from .cgroups import Group, OomWatch
 from .errors import CgroupError, IsoboxError, SpecError, StateError
 from .interrupts import Undisturbed
 from .plan.ops import Op
@@ -103,7 +103,7 @@ class Process:
         self._truncated = False
         self._reply: _native.Reply | None = None
         self._usage: Usage | None = None
-        self._oom_fd: int | None = None
+        self._oom: OomWatch | None = None
         self._output: tuple[bytes, bytes] = (b"", b"")
         self._lock = threading.RLock()
         self._failure: BaseException | None = None
@@ -119,7 +119,7 @@ class Process:
         self._wall_deadline = -1 if wall is None else self._began + int(wall * 1e9)
         # A group can't use CPU time faster than all its cpus together: no need to look earlier.
         self._cpu_check = -1 if spec.cpu_time is None else self._began + self._cpu_gap(spec.cpu_time)
-        self._oom_watch = -1
+        self._oom_from = -1
 
     def __repr__(self) -> str:
         state = "running" if self.returncode is None else f"returncode {self.returncode}"
@@ -246,12 +246,12 @@ class Process:
         with self._lock:
             if self._ended.is_set():
                 return True
-            if self._oom_fd is not None:
-                pump.watch(self._oom_fd)
+            if self._oom is not None:
+                pump.watch(self._oom.fd, self._oom.events)
             elif self._watches_memory():
-                self._oom_watch = self._began + _OOM_WATCH_NS
+                self._oom_from = self._began + _OOM_WATCH_NS
             while True:
-                times = [t for t in (until, self._wall_deadline, self._cpu_check, self._oom_watch) if t >= 0]
+                times = [t for t in (until, self._wall_deadline, self._cpu_check, self._oom_from) if t >= 0]
                 try:
                     event = pump.run(min(times) if times else -1)
                 except (OSError, StateError) as error:  # garbage instead of a record
@@ -276,7 +276,7 @@ class Process:
                     if 0 <= self._cpu_check <= now and self._cpu_passed(now):
                         self._enforce("cpu-timeout", pump)
                         break
-                    if 0 <= self._oom_watch <= now and self._oom_begun(pump):
+                    if 0 <= self._oom_from <= now and self._oom_begun(pump):
                         self._enforce("oom", pump)
                         break
                     if 0 <= until <= now:
@@ -295,25 +295,28 @@ class Process:
 
     def _oom_begun(self, pump: _native.Pump) -> bool:
         """Watch for kills from now on; whether there was one already."""
-        self._oom_watch = -1
+        self._oom_from = -1
         with Undisturbed():
-            self._oom_fd = self._group.oom_eventfd()
-        if self._oom_fd is not None:
-            pump.watch(self._oom_fd)
+            self._oom = self._group.oom_watch()
+        if self._oom is not None:
+            with contextlib.suppress(OSError):  # gone with its container
+                self._oom.reset()
+            pump.watch(self._oom.fd, self._oom.events)
         return self._group.oom_kills() > 0
 
     def _oom_happened(self, pump: _native.Pump) -> bool:
         """Whether one of this exec's processes was killed; the notice may be about another exec's."""
-        assert self._oom_fd is not None
-        for _ in range(50):  # the notice comes before the kill is counted
-            if self._group.oom_kills():
-                return True
-            time.sleep(0.0005)
+        assert self._oom is not None
         try:
-            os.read(self._oom_fd, 8)
+            self._oom.reset()
         except OSError:
             pump.unwatch()
-        return False
+        until = time.monotonic() + self._oom.lead
+        while not self._group.oom_kills():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.0005)
+        return True
 
     def _cpu_passed(self, now: int) -> bool:
         limit = self._spec.cpu_time
@@ -414,7 +417,7 @@ class Process:
     def _release(self, pump: _native.Pump) -> None:
         pump.close()
         self._group.close()
-        self._oom_fd = None  # the group's own
+        self._oom = None  # the group's own
         self._programs.running.pop(self._number, None)
 
     def _measure(self, reply: _native.Reply | None) -> Usage:

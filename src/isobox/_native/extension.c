@@ -432,10 +432,10 @@ int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns)
             if (event)
                 return event;
         }
+        if (deadline_ns >= 0 && monotonic_ns() >= deadline_ns) /* first: what stirs all the time must not hide it */
+            return ISOBOX_PUMP_DEADLINE;
         if (watched[4].revents)
             return ISOBOX_PUMP_WATCH;
-        if (deadline_ns >= 0 && monotonic_ns() >= deadline_ns)
-            return ISOBOX_PUMP_DEADLINE;
     }
 }
 

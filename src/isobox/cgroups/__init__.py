@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from .dialect import OomWatch
 from .discovery import CgroupHost, Controller, discover
 from .group import Group
 from .groups import Groups
 
-__all__ = ["CgroupHost", "Controller", "Group", "Groups", "discover"]
+__all__ = ["CgroupHost", "Controller", "Group", "Groups", "OomWatch", "discover"]

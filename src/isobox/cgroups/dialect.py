@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 from abc import ABC, abstractmethod
 from typing import Any
+
+from attrs import frozen
 
 from ..spec import IoLimit
 from ..usage import Usage
@@ -28,6 +33,26 @@ class Reading:
     def usage(self) -> Usage:
         """Return what was read."""
         return Usage(**self.values, notes=tuple(self.notes), sources=self.sources)
+
+
+@frozen
+class OomWatch:
+    """A descriptor to poll for `events` (poll(2)): it stirs when the memory limit has been hit.
+
+    `lead`: seconds by which that comes before the kill is counted. Before each poll it is to be `reset`.
+    """
+
+    fd: int
+    events: int
+    lead: float
+
+    def reset(self) -> None:
+        """Take what it has told. Raises OSError once the group is gone."""
+        with contextlib.suppress(BlockingIOError):
+            if self.events == select.POLLPRI:
+                os.pread(self.fd, 4096, 0)
+            else:
+                os.read(self.fd, 8)
 
 
 class Dialect(ABC):
@@ -105,8 +130,8 @@ class Dialect(ABC):
         """Return how many processes the kernel killed; of this group alone on v1. Gone: 0."""
 
     @abstractmethod
-    def oom_watch(self, group: Directory) -> int:
-        """Return an owned descriptor that tells of kills: v1 POLLIN, v2 POLLPRI. Raises OSError."""
+    def oom_watch(self, group: Directory) -> OomWatch:
+        """Return what tells of kills; its descriptor is the caller's. Raises OSError."""
 
     @abstractmethod
     def freeze(self, group: Directory) -> None:

@@ -187,6 +187,12 @@ def _discover() -> CgroupHost:
     return CgroupHost(layout, controllers, _has_swap())
 
 
+def in_kernel(controller: str) -> bool:
+    """Return whether the kernel has a controller at all, by its v1 name: see /proc/cgroups in cgroups(7)."""
+    table = _read("/proc/cgroups")
+    return not table or any(line.split()[:1] == [controller.encode()] for line in table.splitlines())
+
+
 def _v1(name: str, membership: Membership, mounts: tuple[CgroupMount, ...]) -> Controller:
     why = f"the {name} controller is in the kernel but its hierarchy is not mounted"
     for mount in mounts:

@@ -15,7 +15,7 @@ from ..errors import CgroupError, StateError, UnsupportedError
 from ..spec import Limits
 from ..usage import Usage
 from .bundle import DIALECTS, Bundle
-from .dialect import Dialect
+from .dialect import Dialect, OomWatch
 from .directory import Directory
 from .ending import end, is_empty, nobody, remove_all
 from .meter import Meter
@@ -382,13 +382,13 @@ class Group:
         """Return how many processes the kernel has killed for want of memory; of execs too."""
         return self._meter.oom_kills()
 
-    def oom_eventfd(self) -> int | None:
-        """Return a descriptor that tells when the memory limit is hit; None without a memory group.
+    def oom_watch(self) -> OomWatch | None:
+        """Return what tells when the memory limit is hit; None without a memory group.
 
-        v1: an eventfd (POLLIN), also for a limit of the container above. v2: memory.events
-        (POLLPRI; read it before each poll). The group owns it: it is closed by `close`.
+        v1: an eventfd, also for a limit of the container above. v2: memory.events. The group owns the
+        descriptor: it is closed by `close`.
         """
-        return self._meter.oom_eventfd()
+        return self._meter.oom_watch()
 
     def cpu_time(self) -> float | None:
         """Return the seconds of CPU time so far; cheap, for polling. None where nothing counts them."""

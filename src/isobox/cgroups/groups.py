@@ -22,7 +22,7 @@ from .collection import collect, find, own_path
 from .convert import parse_service
 from .dialect import Reading
 from .directory import Tree
-from .discovery import CgroupHost
+from .discovery import CgroupHost, in_kernel
 from .ending import end, remove_all
 from .group import DEFAULT_PIDS, Group
 from .trees import make_trees
@@ -170,6 +170,8 @@ class Groups:
         """Return what would make ``controller`` available."""
         found = self.host.controllers.get(controller)
         if found is None:
+            if self.host.layout == "v2" and not in_kernel(controller):
+                return f"use a kernel that is built with the {controller} controller"
             if self.host.layout == "v2":
                 return "start the program where it is delegated: systemd-run --scope -p Delegate=yes PROGRAM"
             return f"boot with cgroup_enable={controller}, on a kernel that is built with it, and mount it"

@@ -11,7 +11,7 @@ from ..errors import CgroupError
 from ..usage import Usage
 from .bundle import DIALECTS, Bundle
 from .convert import parse_flat
-from .dialect import Reading
+from .dialect import OomWatch, Reading
 from .directory import Directory
 
 
@@ -69,17 +69,17 @@ class Meter:
                 if group is not None and group.tree.version == 1:
                     parent._gone += DIALECTS[1].oom_kills(group)
 
-    def oom_eventfd(self) -> int | None:
-        """Return a descriptor that tells of kills: see `Group.oom_eventfd`."""
+    def oom_watch(self) -> OomWatch | None:
+        """Return what tells of kills: see `Group.oom_watch`."""
         group = self._at.get("memory")
         if group is None:
             return None
         try:
-            fd = DIALECTS[group.tree.version].oom_watch(group)
+            watch = DIALECTS[group.tree.version].oom_watch(group)
         except OSError as error:
             raise _unreadable(error, group, "oom") from error
-        self._fds.append(fd)
-        return fd
+        self._fds.append(watch.fd)
+        return watch
 
     def cpu_time(self) -> float | None:
         """Return the seconds of CPU time so far; the file stays open."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Callable
 from typing import Final
 
@@ -23,7 +24,7 @@ from .convert import (
     weight_to_shares,
     whole_pages,
 )
-from .dialect import Dialect, Reading
+from .dialect import Dialect, OomWatch, Reading
 from .directory import Directory
 
 _IO = {
@@ -189,7 +190,7 @@ class _V1(Dialect):
         text = group.read_if_there("memory.oom_control")
         return 0 if text is None else parse_flat(text).get("oom_kill", 0)
 
-    def oom_watch(self, group: Directory) -> int:
+    def oom_watch(self, group: Directory) -> OomWatch:
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             control = group.open("memory.oom_control", os.O_RDONLY)
@@ -204,7 +205,7 @@ class _V1(Dialect):
         except OSError:
             os.close(event)
             raise
-        return event
+        return OomWatch(event, select.POLLIN, 0.025)
 
     thawing = ("freezer.state", "THAWED")
 

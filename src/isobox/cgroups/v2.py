@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from typing import Final
 
 from ..errors import CgroupError, UnsupportedError
@@ -20,7 +21,7 @@ from .convert import (
     parse_ranges,
     whole_pages,
 )
-from .dialect import Dialect, Reading
+from .dialect import Dialect, OomWatch, Reading
 from .directory import Directory
 
 _IO = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
@@ -145,8 +146,8 @@ class _V2(Dialect):
         text = group.read_if_there("memory.events")
         return 0 if text is None else parse_flat(text).get("oom_kill", 0)
 
-    def oom_watch(self, group: Directory) -> int:
-        return group.open("memory.events", os.O_RDONLY)
+    def oom_watch(self, group: Directory) -> OomWatch:
+        return OomWatch(group.open("memory.events", os.O_RDONLY), select.POLLPRI, 0.0)
 
     thawing = ("cgroup.freeze", "0")
 
