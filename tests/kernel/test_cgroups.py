@@ -324,7 +324,7 @@ def test_oom(groups: Groups) -> None:
     assert process.returncode == -signal.SIGKILL
     wait_for(child.oom_kills)
     kills = child.oom_kills()
-    assert kills == 1 or not is_v1()  # v2 counts the first one twice where it ends a group as a whole
+    assert kills == 1
     assert child.read().oom_kills == kills
     assert group.oom_kills() == kills
     child.close()

@@ -144,7 +144,10 @@ class _V2(Dialect):
 
     def oom_kills(self, group: Directory) -> int:
         text = group.read_if_there("memory.events")
-        return 0 if text is None else parse_flat(text).get("oom_kill", 0)
+        events = {} if text is None else parse_flat(text)
+        killed = events.get("oom_kill", 0)
+        # Where it ends a group as a whole, the kernel may count the first one twice (mm/oom_kill.c).
+        return max(min(killed, 1), killed - events.get("oom_group_kill", 0))
 
     def oom_watch(self, group: Directory) -> OomWatch:
         return OomWatch(group.open("memory.events", os.O_RDONLY), select.POLLPRI, 0.0)
