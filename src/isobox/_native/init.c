@@ -220,19 +220,27 @@ static const unsigned char *payload(const struct isobox_request *request, long s
     return *mapped;
 }
 
+/* The run of a request's ops, none where its payload is not as it says. */
+static struct isobox_run plan_of(const struct isobox_request *request, long size, void **mapped)
+{
+    struct isobox_run run;
+    memset(&run, 0, sizeof run);
+    run.ops = payload(request, size, mapped);
+    run.size = request->size;
+    run.fds = received;
+    run.nfds = received_count;
+    run.root = -1;
+    return run;
+}
+
 /* PREPARE and SETUP: two parts of one plan, which share the new root that the first one made. */
 static void setup(const struct isobox_request *request, long size)
 {
     static int root = -1;
     struct isobox_reply reply;
-    struct isobox_run run;
     void *mapped;
     memset(&reply, 0, sizeof reply);
-    memset(&run, 0, sizeof run);
-    run.ops = payload(request, size, &mapped);
-    run.size = request->size;
-    run.fds = received;
-    run.nfds = received_count;
+    struct isobox_run run = plan_of(request, size, &mapped);
     run.root = root;
     long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG_;
     root = run.root;
@@ -385,15 +393,11 @@ static void serve_filter(const struct isobox_request *request, long size)
 {
     static int started;
     struct isobox_clone_args args;
-    struct exec_child work;
+    struct exec_child work = {plan_of(request, size, 0), 0};
     memset(&args, 0, sizeof args);
-    memset(&work, 0, sizeof work);
     args.flags = CLONE_OF_THREAD;
     args.stack = (uint64_t)(uintptr_t)filtered_stack;
     args.stack_size = sizeof filtered_stack;
-    work.run.root = -1;
-    work.run.ops = payload(request, size, 0);
-    work.run.size = request->size;
     long failed = work.run.ops && !filtered.installed ? 0 : -EBADMSG_;
     if (!failed && !started) {
         failed = isobox_clone3(&args, filtered_main, 0);
@@ -421,18 +425,14 @@ static void serve_exec(const struct isobox_request *request, long size)
     void *mapped;
     long pid = -EBADMSG_;
     memset(&reply, 0, sizeof reply);
-    memset(&child, 0, sizeof child);
-    child.run.root = -1;
     if (received_count == 0)
         return;
     int slot = free_slot();
     int cgroup_fd = -1, keeper = 0;
     if (request->flags & ISOBOX_CGROUP_FD && request->arg[1] >= 0 && request->arg[1] < received_count)
         cgroup_fd = received[request->arg[1]];
-    child.run.ops = payload(request, size, &mapped);
-    child.run.size = request->size;
-    child.run.fds = received;
-    child.run.nfds = received_count;
+    child.run = plan_of(request, size, &mapped);
+    child.failed = 0;
     reply.start_ns = now();
     if (slot < 0) {
         pid = -ENOSPC_;
@@ -603,11 +603,7 @@ static void serve_name(const struct isobox_request *request, long size)
 
 static void serve_change(const struct isobox_request *request, long size)
 {
-    struct isobox_run run;
-    memset(&run, 0, sizeof run);
-    run.ops = payload(request, size, 0);
-    run.size = request->size;
-    run.root = -1;
+    struct isobox_run run = plan_of(request, size, 0);
     long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG_;
     if (run.root >= 0)
         SYS1(__NR_close, run.root);
