@@ -27,7 +27,7 @@ from .explain import explain
 from .hints import hint
 from .options import PROGRAM_NAMES, ContainerOptions, ExecOptions, Path, ProgramOptions
 from .process import Process
-from .programs import Programs, ended
+from .programs import Programs, check_owner, ended
 from .result import Result
 from .rootfs.changes import Change, changes
 from .rootfs.views import visible_cpus
@@ -157,8 +157,7 @@ class Container:
         return self
 
     def _own(self) -> None:
-        if self._pid != os.getpid():
-            raise StateError("this container belongs to the process that forked; make one here")
+        check_owner(self._pid)
 
     def stop(self, timeout: float = 10.0) -> None:
         """End it: SIGTERM to the running programs, SIGKILL to all after `timeout` seconds. Idempotent."""

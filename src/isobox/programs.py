@@ -25,6 +25,12 @@ _FEW_PIDS = 64
 """Where so few are allowed, each of them is the programs' own."""
 
 
+def check_owner(pid: int) -> None:
+    """Raise `StateError` where this process is not `pid`, which made the container, but a fork of it."""
+    if pid != os.getpid():
+        raise StateError("this container belongs to the process that forked; make one here")
+
+
 def ended(pidfd: int, timeout: float | None = 0.0) -> bool:
     """Whether a process ends within `timeout` seconds (None: for ever); a closed descriptor counts."""
     watched = select.poll()  # select() takes no descriptor above 1023
@@ -93,8 +99,7 @@ class Programs:
 
     def check_ours(self) -> None:
         """Raise `StateError` in a forked child."""
-        if not self.is_ours():
-            raise StateError("this container belongs to the process that forked; make one here")
+        check_owner(self._pid)
 
     def over(self, timeout: float = 0.0) -> bool:
         """Whether the container's init ends, and with it all that runs there, within `timeout` seconds."""
