@@ -146,58 +146,57 @@ def test_its_init_is_killed() -> None:
                 call()
 
 
+def in_many_threads(step: Callable[[], bool], disturb: Callable[[], None]) -> None:
+    """Do `step` until it says True or the container has stopped, in four threads; `disturb` them then."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not step():
+                pass
+        except isobox.StateError:
+            return
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    disturb()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not failures
+
+
 def test_its_init_is_killed_while_many_start_programs() -> None:
     for _ in range(10):
         with Container("host") as c:
-            failures: list[BaseException] = []
 
-            def work(c: Container = c, failures: list[BaseException] = failures) -> None:
-                try:
-                    while True:
-                        result = c.exec(["true"])
-                        if result.reason != "exited":
-                            assert result.reason == "killed"
-                            return
-                except isobox.StateError:
-                    return
-                except BaseException as error:
-                    failures.append(error)
+            def run(c: Container = c) -> bool:
+                result = c.exec(["true"])
+                if result.reason == "exited":
+                    return False
+                assert result.reason == "killed"
+                return True
 
-            threads = [threading.Thread(target=work) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            time.sleep(0.02)
-            assert c.pid is not None
-            os.kill(c.pid, signal.SIGKILL)
-            for thread in threads:
-                thread.join(20)
-                assert not thread.is_alive()
-            assert not failures
+            def kill(c: Container = c) -> None:
+                assert c.pid is not None
+                os.kill(c.pid, signal.SIGKILL)
+
+            in_many_threads(run, kill)
 
 
 def test_it_is_removed_while_many_start_programs() -> None:
     for _ in range(10):
-        failures: list[BaseException] = []
         c = Container("host").start()
 
-        def work(c: Container = c, failures: list[BaseException] = failures) -> None:
-            try:
-                while True:
-                    c.exec(["sleep", "0.001"])
-            except isobox.StateError:
-                return
-            except BaseException as error:
-                failures.append(error)
+        def run(c: Container = c) -> bool:
+            c.exec(["sleep", "0.001"])
+            return False
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.02)
-        c.remove()
-        for thread in threads:
-            thread.join(20)
-            assert not thread.is_alive()
-        assert not failures
+        in_many_threads(run, c.remove)
 
 
 @pytest.mark.requires("cgroup_memory")
