@@ -54,6 +54,13 @@ class Directory:
     def make(self) -> None:
         """Make the directory. Raises OSError."""
         os.mkdir(self.name, 0o755, dir_fd=self.tree.fd)
+        if os.geteuid() == 0:
+            return
+        try:  # whatever the umask, which belongs to all threads and hinders its user, but not root
+            os.chmod(self.name, 0o755, dir_fd=self.tree.fd)
+        except OSError:
+            os.rmdir(self.name, dir_fd=self.tree.fd)
+            raise
 
     def open(self, file: str, flags: int) -> int:
         """Return an owned descriptor of a file of this group. Raises OSError."""
