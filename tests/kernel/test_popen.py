@@ -28,8 +28,10 @@ def box() -> Iterator[Container]:
 
 
 def running(container: Container, name: str) -> bool:
+    """Whether it runs; what is dead is reaped by init a moment later."""
     assert container.pid is not None
-    return any(each.startswith(f"{name} ") for each in descendants(container.pid).values())
+    names = descendants(container.pid).values()
+    return any(each.startswith(f"{name} ") and not each.endswith((" Z", " X")) for each in names)
 
 
 class TestEnds:
