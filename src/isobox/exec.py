@@ -9,7 +9,7 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from . import _native
-from .errors import ExecError, IsoboxError, SpecError, UnsupportedError
+from .errors import ExecError, IsoboxError, SpecError
 from .hints import hint
 from .interrupts import Undisturbed
 from .options import PROGRAM_NAMES
@@ -79,9 +79,7 @@ def _start(
             group = programs.launched.group.child(spec.memory, spec.pids, spec.measure)
             kept.callback(group.close)
             if spec.cpu_time is not None and group.cpu_time() is None:
-                raise UnsupportedError(
-                    "cpu_time", "no cgroup with CPU accounting is writable here", "see 'isobox doctor'"
-                )
+                raise group.lacking("cpuacct", "cpu_time")
             template = programs.template(spec, len(group.join_fds))
             status, theirs = os.pipe()
             kept.callback(os.close, status)

@@ -294,6 +294,11 @@ class HostFeatures:
         return self.cgroup.usable("cpu")
 
     @property
+    def cgroup_cpuacct(self) -> bool:
+        """The CPU time of groups can be read."""
+        return self.cgroup.usable("cpuacct")
+
+    @property
     def cgroup_cpuset(self) -> bool:
         """Groups with CPUs of their own can be made."""
         return self.cgroup.usable("cpuset")

@@ -148,6 +148,8 @@ class Programs:
             self._filtering = False
         if launched.seccomp is None or self.spec.seccomp != "default" or not launched.group.present:
             return
+        if launched.group.unified:  # clone(2), all that the filter allows, can't start one in a group
+            return
         if pids is None or pids >= _FEW_PIDS:
             with contextlib.suppress(OSError):
                 self.control.filter(filter_plan(launched.seccomp))
@@ -170,6 +172,7 @@ class Programs:
             tty=spec.tty,
             # Without a user namespace of its own, what hides the machine's settings lies over the old one.
             own_proc=not launched.group.present and launched.id_map is not None,
+            own_cgroupns=launched.group.unified and settings.namespaces["cgroup"] == "private",
         )
         return ExecTemplate.make(ops, base | settings.env | (spec.env or {}), filtered=filtered)
 

@@ -23,7 +23,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from . import _native, idmap
-from .cgroups import Group
+from .cgroups import Bundle, Group
 from .control import Control
 from .errors import CgroupError, IsoboxError, SetupError, UnsupportedError
 from .hints import hint
@@ -50,9 +50,13 @@ IDLE_SECONDS: Final = 1.0
 QUIET_SECONDS: Final = 0.005
 
 
-def late_namespaces(namespaces: Mapping[str, str]) -> int:
-    """The namespaces that isobox-init unshares once it is in its cgroup, whose root they show."""
-    late = CLONE_NEWCGROUP if namespaces["cgroup"] == "private" else 0
+def late_namespaces(namespaces: Mapping[str, str], unified: bool) -> int:
+    """The namespaces that isobox-init unshares once it is in its cgroup, whose root they show.
+
+    On v2 it stays in the host's: a process can't be born in a group that its parent's namespace doesn't
+    show, and init's own group has none below it. There each program unshares one.
+    """
+    late = CLONE_NEWCGROUP if namespaces["cgroup"] == "private" and not unified else 0
     return late | (CLONE_NEWTIME if namespaces["time"] == "private" else 0)
 
 
@@ -111,6 +115,7 @@ class Shell:
     pidfd: int
     id_map: IdMap | None
     ops: list[Op]
+    bundle: Bundle | None
     stack: ExitStack
     worker: Worker
     mounts_fd: int
@@ -238,7 +243,10 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
             if id_map is not None and shared.root:
                 os.chown(wanted.disk, id_map.root_uid, id_map.root_gid)
             os.chmod(wanted.disk, 0o711)
-        control, pid, pidfd = _start(wanted.flags, shared, stack)
+        bundle = shared.groups.birthplace()
+        if bundle is not None:
+            stack.callback(bundle.drop)
+        control, pid, pidfd = _start(wanted.flags, shared, stack, bundle)
         if id_map is not None:
             idmap.write(pid, id_map)
         # Before the plan is sent: where that fails, the process and its place in /proc are gone.
@@ -253,7 +261,7 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
             raise
         finally:
             table.close()
-        return Shell(control, pid, pidfd, id_map, ops, stack.pop_all(), shared.worker, mounts_fd)
+        return Shell(control, pid, pidfd, id_map, ops, bundle, stack.pop_all(), shared.worker, mounts_fd)
 
 
 def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:
@@ -277,14 +285,17 @@ def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:
         raise CgroupError(error.errno or errno.EIO, what, stage="cgroup", op="freeze") from error
 
 
-def _start(flags: int, shared: Shared, stack: ExitStack) -> tuple[Control, int, int]:
+def _start(
+    flags: int, shared: Shared, stack: ExitStack, bundle: Bundle | None = None
+) -> tuple[Control, int, int]:
     """Start isobox-init in new namespaces (CLONE_NEW*): its socket, pid and pidfd. The stack ends it."""
+    born_in = -1 if bundle is None or bundle.into_fd is None else bundle.into_fd
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         control = Control(ours.detach())
         stack.callback(control.close)
-        pid, pidfd = _spawn(flags, shared, theirs.fileno())
+        pid, pidfd = _spawn(flags, shared, theirs.fileno(), born_in)
     finally:
         ours.close()
         theirs.close()
@@ -292,9 +303,15 @@ def _start(flags: int, shared: Shared, stack: ExitStack) -> tuple[Control, int, 
     return control, pid, pidfd
 
 
-def _spawn(flags: int, shared: Shared, control_fd: int) -> tuple[int, int]:
+def _spawn(flags: int, shared: Shared, control_fd: int, cgroup_fd: int) -> tuple[int, int]:
     try:
-        return _native.spawn(flags, init_fd=shared.init_fd, control_fd=control_fd, owner_fd=shared.owner_fd)
+        return _native.spawn(
+            flags,
+            init_fd=shared.init_fd,
+            control_fd=control_fd,
+            owner_fd=shared.owner_fd,
+            cgroup_fd=cgroup_fd,
+        )
     except _native.SpawnError as error:
         number = error.errno or errno.EIO
         raise SetupError(

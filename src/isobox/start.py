@@ -88,15 +88,17 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
         shell = shells(shared).take(wanted)
         stack.callback(shell.close)
         # From here on the shell prepares its root file system by itself; meanwhile, on this side:
-        group = shared.groups.container(spec.limits, id=container_id)
+        group = shared.groups.container(spec.limits, id=container_id, bundle=shell.bundle)
         stack.callback(group.close)
+        if group.unified and shell.id_map is not None:
+            group.let_start(shell.id_map.root_uid)
         program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)
         rlimits = _rlimits(spec, group)
         if spec.mounts:
             shell.unmount_at_end()
         table.fds.extend(group.join_fds)
         mounts = _bound(spec, shell, table) if shared.root else []
-        ops = setup_plan(_own(spec, rootfs, len(group.join_fds), mounts, container_id))
+        ops = setup_plan(_own(spec, rootfs, group.join_fds, group.unified, mounts, container_id))
     try:
         reply = shell.control.setup(encode(ops), table.fds)
     finally:
@@ -134,14 +136,19 @@ def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stac
 
 
 def _own(
-    spec: ContainerSpec, rootfs: Rootfs, joins: int, mounts: Sequence[Placed], container_id: str
+    spec: ContainerSpec,
+    rootfs: Rootfs,
+    join_fds: Sequence[int],
+    unified: bool,
+    mounts: Sequence[Placed],
+    container_id: str,
 ) -> Setup:
     """Gather the container's own part."""
     hostname = spec.hostname or spec.name or container_id
     return Setup(
         hostname=hostname if spec.namespaces["uts"] == "private" else None,
-        join_fds=range(joins),
-        late_namespaces=late_namespaces(spec.namespaces),
+        join_fds=range(len(join_fds)),
+        late_namespaces=late_namespaces(spec.namespaces, unified),
         mounts=mounts,
         read_only=_in_sight(rootfs, spec.mounts) if spec.read_only else (),
     )
@@ -177,7 +184,8 @@ def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
         wanted = _wanted(spec, shared, rootfs, mask, stack)
         mounts = _placed(spec.mounts) if shared.root else ()
-        return [*shell_plan(wanted, shared), *setup_plan(_own(spec, rootfs, 0, mounts, "0" * 12))]
+        own = _own(spec, rootfs, (), shared.groups.unified, mounts, "0" * 12)
+        return [*shell_plan(wanted, shared), *setup_plan(own)]
 
 
 def _refuse(spec: ContainerSpec, shared: Shared) -> None:

@@ -34,9 +34,15 @@ _HINTS: Final = {
 
 
 class Bundle:
-    """Directories made and ready to be joined; owns them until `take`, and its descriptors always."""
+    """Directories made and ready to be joined, and the descriptors for that.
 
-    __slots__ = ("ahead", "at", "directories", "holds_groups", "into_fd", "join_fds", "name", "pids")
+    `taken` once a `Group` has it, which removes it: until then `drop` does.
+    """
+
+    __slots__ = (
+        "_starter", "ahead", "at", "directories", "holds_groups", "into_fd", "join_fds", "name", "pids",
+        "taken",
+    )  # fmt: skip
 
     def __init__(self, name: str, trees: Iterable[Tree], *, holds_groups: bool) -> None:
         self.name = name
@@ -49,6 +55,8 @@ class Bundle:
         """Groups of execs below, made ahead."""
         self.pids: int | None = None
         """The limit that pids.max has already."""
+        self.taken = False
+        self._starter: int | None = None
         try:
             for tree in trees:
                 self._add(tree)
@@ -111,10 +119,9 @@ class Bundle:
             group.cool()
 
     def open(self) -> None:
-        """Open what is needed to join: v1 a tasks file each; v2 the directory, or an exec's cgroup.procs.
+        """Open what is needed to join: v1 a tasks file each, v2 the directory to be born in.
 
-        An exec is started from inside the container, whose root may not write in the host's groups:
-        there the descriptor counts, which was opened by one who may.
+        On v1 what counts is who opened the file; on v2, who clones: see `let_start`.
         """
         joins = []
         try:
@@ -122,10 +129,7 @@ class Bundle:
                 if group.tree.version == 1:
                     joins.append(group.open("tasks", os.O_WRONLY))
                     continue
-                if self.holds_groups:
-                    self.into_fd = group.open(LEAF, os.O_PATH | os.O_DIRECTORY)
-                else:
-                    joins.append(group.open("cgroup.procs", os.O_WRONLY))
+                self.into_fd = group.open(LEAF if self.holds_groups else ".", os.O_PATH | os.O_DIRECTORY)
         except BaseException as error:
             for fd in joins:
                 os.close(fd)
@@ -135,6 +139,24 @@ class Bundle:
             message = f"can't open {group.path}"
             raise CgroupError(error.errno or 0, message, stage="cgroup", op="open") from error
         self.join_fds = tuple(joins)
+
+    @property
+    def unified(self) -> bool:
+        """Whether a part of it is on v2, where processes are born in their groups: to move one takes long."""
+        return any(group.tree.version == 2 for group in self.directories)
+
+    def let_start(self, uid: int | None) -> None:
+        """On v2, let this user start processes in the group, as the kernel asks of the one who clones.
+
+        A container's root, by the user's id on the host, or None for this process's own user. It needs that
+        for the group that it is born in and for the one above; it sees neither's files.
+        """
+        if uid == self._starter:
+            return
+        for group in self.directories:
+            if group.tree.version == 2:
+                group.give("cgroup.procs", os.geteuid() if uid is None else uid)
+        self._starter = uid
 
     @property
     def unopened(self) -> bool:
@@ -149,6 +171,11 @@ class Bundle:
         for fd in fds:
             if fd is not None:
                 os.close(fd)
+
+    def drop(self) -> None:
+        """Discard it, where nobody has taken it."""
+        if not self.taken:
+            self.discard()
 
     def discard(self) -> None:
         """Close it and remove its directories, in which nobody has been."""

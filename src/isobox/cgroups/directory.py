@@ -119,6 +119,14 @@ class Directory:
                 return None
             raise CgroupError(error.errno or 0, f"can't read {self.path}/{file}", stage="cgroup") from error
 
+    def give(self, file: str, uid: int) -> None:
+        """Make a user the owner of a file of this group. Raises `CgroupError`."""
+        try:
+            os.chown(f"{self.name}/{file}", uid, -1, dir_fd=self.tree.fd)
+        except OSError as error:
+            message = f"can't give {self.path}/{file} to user {uid}"
+            raise CgroupError(error.errno or 0, message, stage="cgroup", op="chown") from error
+
     def write(self, file: str, value: str, hint: str = "") -> None:
         """Write without reading back: for commands (freezing, killing). Raises `CgroupError`."""
         try:

@@ -44,7 +44,7 @@ class Group:
 
     __slots__ = (
         "_ahead", "_bundle", "_children", "_closed", "_count", "_frozen", "_groups",
-        "_idle", "_lifted", "_lock", "_meter", "_parent", "_spare",
+        "_idle", "_lifted", "_lock", "_meter", "_parent", "_spare", "_starter",
         "degraded", "id", "limits", "measured",
     )  # fmt: skip
 
@@ -65,6 +65,7 @@ class Group:
         self._idle: deque[Bundle] = deque()
         self._meter: Meter = Meter(bundle, None if parent is None else parent._meter)
         self._lifted = 0
+        self._starter: int | None = None
         self._ahead = 0
         self._frozen = False
         self._closed = False
@@ -104,13 +105,28 @@ class Group:
 
     @property
     def into_fd(self) -> int | None:
-        """v2, a container's: the directory for CLONE_INTO_CGROUP."""
+        """v2: the directory for CLONE_INTO_CGROUP."""
         return self._bundle.into_fd
+
+    @property
+    def unified(self) -> bool:
+        """Whether it is on v2, or a part of it: there a process is born in its group and stays."""
+        return self._bundle.unified
+
+    def let_start(self, uid: int) -> None:
+        """Let a container's root start programs in the groups below; `uid` as the host has it."""
+        if uid != os.geteuid():
+            self._starter = uid
+            self._bundle.let_start(uid)
 
     def joined(self) -> None:
         """Close the descriptors for joining: nobody else is going to join by them, or by a reused group's."""
         if self.measured or self._parent is None:
             self._bundle.close()
+
+    def lacking(self, controller: str, feature: str) -> UnsupportedError:
+        """Return the error that says why ``feature`` can't be had without ``controller``."""
+        return self._groups.missing(controller, feature)
 
     # Limits
 
@@ -217,6 +233,7 @@ class Group:
                 self._children.add(group)
             if bundle.unopened:
                 bundle.open()
+            bundle.let_start(self._starter)
             if memory is not None or pids != bundle.pids:
                 group.apply(Limits(memory=memory, pids=pids))
             if measure and (self.limits.cpu is not None or self._groups.host.swap):
@@ -268,6 +285,7 @@ class Group:
             try:
                 if opened:
                     bundle.open()
+                bundle.let_start(self._starter)
             except CgroupError:
                 bundle.discard()
                 raise
@@ -472,7 +490,7 @@ class Group:
         self._check()
         group = self._bundle.at.get(controller)
         if group is None:
-            raise self._groups.missing(controller, feature)
+            raise self.lacking(controller, feature)
         return group, DIALECTS[group.tree.version]
 
     def _check(self) -> None:

@@ -73,22 +73,35 @@ class Groups:
             )
         )
 
-    def container(self, limits: Limits, *, id: str) -> Group:
-        """Return a group for a container, with its limits set, read back and compared.
+    @property
+    def unified(self) -> bool:
+        """Whether containers' groups are on v2, or a part of them."""
+        return any(each.writable and each.version == 2 for each in self.host.controllers.values())
 
-        Raises `UnsupportedError` where a limit that was asked for can't be enforced here and
-        `CgroupError` where the kernel refuses; then nothing of it is left.
+    def birthplace(self) -> Bundle | None:
+        """Return a container's directories, for its init to be born in: on v2, else None.
+
+        The caller's, until it goes to `container`. Raises `CgroupError`.
         """
         self._check()
         if not self._prepared:
             self._prepare()
-        try:
-            bundle = self._ready.popleft()
-        except IndexError:
-            bundle = self._make()
-        self._wanted = min(self._wanted + 1, _READY + 1)
-        if not self._ready:
-            self._refill()  # else when one is given back: waking a thread up takes its time
+        if not any(tree.version == 2 for tree in self._trees.values()):
+            return None
+        return self._take()
+
+    def container(self, limits: Limits, *, id: str, bundle: Bundle | None = None) -> Group:
+        """Return a group for a container, with its limits set, read back and compared.
+
+        `bundle`: what `birthplace` gave. Raises `UnsupportedError` where a limit that was asked for
+        can't be enforced here and `CgroupError` where the kernel refuses; then nothing of it is left.
+        """
+        self._check()
+        if not self._prepared:
+            self._prepare()
+        if bundle is None:
+            bundle = self._take()
+        bundle.taken = True
         group = Group(self, bundle, None, id=id)
         self._containers.add(group)
         try:
@@ -98,6 +111,16 @@ class Groups:
             group.close()
             raise
         return group
+
+    def _take(self) -> Bundle:
+        try:
+            bundle = self._ready.popleft()
+        except IndexError:
+            bundle = self._make()
+        self._wanted = min(self._wanted + 1, _READY + 1)
+        if not self._ready:
+            self._refill()  # else when one is given back: waking a thread up takes its time
+        return bundle
 
     def _make(self) -> Bundle:
         trees = {self._trees[name]: None for name in _WANTED if name in self._trees}

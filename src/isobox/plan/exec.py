@@ -18,6 +18,7 @@ STATUS_FD, STDIN_FD, STDOUT_FD, STDERR_FD, FIRST_JOIN_FD = range(5)
 """Places in the table of descriptors that travels with an exec."""
 
 CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
+CLONE_NEWCGROUP = 0x02000000
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -42,12 +43,16 @@ def exec_ops(
     workdir: str,
     tty: bool,
     own_proc: bool = False,
+    own_cgroupns: bool = False,
 ) -> list[Op]:
     """Return the ops of an exec up to the execve. `joins`: descriptors of cgroups to join, v1.
 
-    `own_proc`: the exec has a PID namespace of its own, and /proc is to show its pids.
+    `own_proc`: the exec has a PID namespace of its own, and /proc is to show its pids. `own_cgroupns`:
+    init has none, and the exec gets one whose root is its own group.
     """
     ops = [make("JOIN_CGROUP", FIRST_JOIN_FD + number) for number in range(joins)]
+    if own_cgroupns:
+        ops.append(make("UNSHARE", CLONE_NEWCGROUP, note="cgroup namespace"))
     if own_proc:
         ops.append(make("UNSHARE", CLONE_NEWNS, note="mount namespace"))
         ops.append(make("FSOPEN", strings=(b"proc",)))
