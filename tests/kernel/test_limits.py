@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import isobox
 from isobox import PIPE, Container, IoLimit, SpecError, StateError, UnsupportedError
-from leftovers import wait_until
+from leftovers import descendants, wait_until
 from programs import BOMB, HOG, python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -43,6 +44,26 @@ def group_file(container: Container, name: str) -> str:
                 with open(f"{path}/{each}") as file:
                     return file.read().strip()
     raise AssertionError(f"no {name} in the cgroups of {container}")
+
+
+@pytest.mark.requires("cgroups")
+class TestPlace:
+    def test_everything_of_a_container_is_in_its_cgroups(self) -> None:
+        with Container() as container, container.popen(["sleep", "60"]) as process:
+            own = {container.pid, *descendants(container.pid or 0)}
+            assert len(own) == 2
+            for path in re.findall(r"^cgroup +(.*)$", container.explain(), re.MULTILINE):
+                lists = [Path(below, "cgroup.procs").read_text() for below, _, _ in os.walk(path)]
+                assert {int(pid) for pid in " ".join(lists).split()} == own, path
+            process.kill()
+
+    def test_programs_see_no_path_of_the_host(self) -> None:
+        with Container() as container:
+            group = re.findall(r"^cgroup +.*/(isobox/.*)$", container.explain(), re.MULTILINE)
+            for measure in (True, False, True):
+                seen = said(container, ["cat", "/proc/self/cgroup", "/proc/1/cgroup"], measure=measure)
+                assert seen.count("\n") >= 2 and group
+                assert not [path for path in group if path in seen], seen
 
 
 @pytest.mark.skipif(isobox.host.features().cgroups, reason="limits can be had here")
