@@ -424,6 +424,8 @@ def _measurement(groups: cgroups.Groups) -> Iterator[Item]:
             yield Item(name, "works", f"from {usage.sources.get(field, 'the cgroup')}")
             continue
         note = next((note for note in usage.notes if field in note), "")
+        if field == "cpu_time" and not group.present:
+            note = "of the processes that were waited for only, from wait4(2)"
         why, remedy = note or "no cgroup of this user measures it", groups.remedy("memory")
         if field == "pressure" and not features().pressure:
             why, remedy = features().why("pressure"), "boot with psi=1"
