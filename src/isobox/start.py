@@ -20,6 +20,7 @@ from .cgroups import Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import hint
+from .host import features
 from .idmap import IdMap
 from .interrupts import Undisturbed
 from .plan.ops import Op, describe, encode
@@ -200,6 +201,13 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
         raise UnsupportedError(
             'userns="host"', "only root may make the other namespaces without it", 'use userns="auto"'
         )
+    for name, whose in spec.namespaces.items():
+        if whose == "private" and name not in features().namespaces:
+            raise UnsupportedError(
+                f"a {name} namespace of its own",
+                f"the kernel was built without {name} namespaces",
+                f'use namespaces={{"{name}": "host"}}, or a kernel that was built with them',
+            )
     if spec.disk is not None and spec.upper == "disk":
         raise UnsupportedError(
             'disk with upper="disk"',

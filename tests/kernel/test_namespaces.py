@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+import isobox
 from isobox import Container, UnsupportedError
 from programs import python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
-ALL = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
-LINKS = "for n in cgroup ipc mnt net pid time user uts; do readlink /proc/self/ns/$n; done"
+ALL = isobox.host.features().namespaces
+SHARED = {"time"} & ALL
+"""What a container has of the host's, unless it is asked otherwise."""
+LINKS = f"for n in {' '.join(ALL)}; do readlink /proc/self/ns/$n; done"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def host_namespaces() -> dict[str, str]:
 def test_private_by_default(box: Container) -> None:
     inside, outside = namespaces(box), host_namespaces()
     assert inside.keys() == set(ALL)
-    assert {name for name in ALL if inside[name] == outside[name]} == {"time"}
+    assert {name for name in ALL if inside[name] == outside[name]} == SHARED
 
 
 def test_two_containers_share_none(box: Container) -> None:
@@ -45,16 +48,18 @@ def test_two_containers_share_none(box: Container) -> None:
         a, b = ({name: os.readlink(f"/proc/{p.pid}/ns/{name}") for name in ALL} for p in (one, two))
         one.kill()
         two.kill()
-    assert {name for name in ALL if a[name] == b[name]} == {"time"}
+    assert {name for name in ALL if a[name] == b[name]} == SHARED
 
 
-@pytest.mark.parametrize("name", ["ipc", "uts", "cgroup", "time"])
+@pytest.mark.parametrize(
+    "name", ["ipc", "uts", "cgroup", pytest.param("time", marks=pytest.mark.requires("time_namespaces"))]
+)
 def test_each_one_is_chosen_by_itself(name: str) -> None:
     other = "private" if name == "time" else "host"
     with Container(namespaces={name: other}) as container:
         inside, outside = namespaces(container), host_namespaces()
         shared = {each for each in ALL if inside[each] == outside[each]}
-        assert shared == ({"time"} ^ {name})
+        assert shared == (SHARED ^ {name})
         # and a program runs there as in any other
         assert sh(container, "echo x > /tmp/x; cat /tmp/x") == "x\n"
 
@@ -63,7 +68,7 @@ def test_the_host_s_network() -> None:
     with Container(network="host") as container:
         inside, outside = namespaces(container), host_namespaces()
         assert inside["net"] == outside["net"]
-        assert {name for name in ALL if inside[name] == outside[name]} == {"net", "time"}
+        assert {name for name in ALL if inside[name] == outside[name]} == {"net", *SHARED}
         names = sorted(name for _number, name in socket.if_nameindex())
         assert sorted(sh(container, "ls /sys/class/net").split()) == names
         with socket.socket() as listener:
@@ -80,7 +85,7 @@ def test_the_host_s_network() -> None:
 def test_the_host_s_user_namespace() -> None:
     with Container(userns="host") as container:
         inside, outside = namespaces(container), host_namespaces()
-        assert {name for name in ALL if inside[name] == outside[name]} == {"user", "time"}
+        assert {name for name in ALL if inside[name] == outside[name]} == {"user", *SHARED}
         assert sh(container, "cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]
         # What a user namespace keeps away is kept away by other means.
         assert sh(
@@ -102,6 +107,16 @@ def test_the_host_s_pids_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="PID") as caught, Container(namespaces={"pid": "host"}):
         pass
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["ipc", "time"])
+def test_one_that_the_kernel_lacks_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(isobox.host.features()), "namespaces", ALL - {name})
+    with pytest.raises(UnsupportedError, match=f"without {name} namespaces") as caught:
+        Container(namespaces={name: "private"}).start()
+    assert caught.value.remedy
+    with Container(namespaces={name: "host"}) as container:
+        assert container.exec(["true"]).ok
 
 
 def test_pids_begin_anew(box: Container) -> None:
@@ -163,7 +178,7 @@ print(libc.shmget(4711, 4096, 0o1000 | {flags}) >= 0)
 def test_the_cgroup_namespace_hides_the_path(box: Container) -> None:
     with open("/proc/self/cgroup") as file:
         outside = {line.split(":", 2)[2].strip() for line in file} - {"/"}
-    inside = {line.split(":", 2)[2] for line in sh(box, "cat /proc/1/cgroup").splitlines()}
+    inside = {line.split(":", 2)[2] for line in sh(box, "cat /proc/1/cgroup /proc/self/cgroup").splitlines()}
     assert not any("isobox" in path for path in inside)
     assert not outside & inside
 
@@ -233,6 +248,7 @@ def test_the_machine_s_settings_are_out_of_reach(more: dict[str, Any]) -> None:
         assert not container.exec(["date", "-s", "2001-01-01"]).ok
 
 
+@pytest.mark.requires("time_namespaces")
 def test_time_namespace_has_the_host_s_clock_to_begin_with() -> None:
     with Container(namespaces={"time": "private"}) as container:
         uptime = float(sh(container, "cat /proc/uptime").split()[0])
