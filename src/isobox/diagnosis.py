@@ -369,6 +369,7 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     if not disk:
         why = "there is no block device to limit"
         yield Item("io limit", "missing", why, "run isobox where /sys/block shows the machine's disks")
+    yield _device_control(groups)
     yield _limit("pause", lambda: _pause(groups))
     yield from _measurement(groups)
 
@@ -390,6 +391,18 @@ def _limit(name: str, attempt: Callable[[], object]) -> Item:
     except (IsoboxError, OSError) as error:
         return Item(name, "missing", str(error), getattr(error, "hint", ""))
     return Item(name, "works", "set and read back" if name != "pause" else "")
+
+
+def _device_control(groups: cgroups.Groups) -> Item:
+    name = "device control"
+    if not features().is_root or features().in_user_namespace:
+        return Item(name, "works", "the kernel lets nobody make device nodes in a user namespace")
+    devices = frozenset({cgroups.Device("c", 1, 3)})
+    item = _limit(name, lambda: groups.container(Limits(), id="doctor", devices=devices).close())
+    if item.status != "works":
+        return item
+    version = cgroups.discover().controllers["devices"].version
+    return Item(name, "works", "by the devices controller" if version == 1 else "by a BPF program")
 
 
 def _pause(groups: cgroups.Groups) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .plan.ops import Op, describe
+from .plan.setup import DEVICES
 from .spec import ContainerSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def explain(spec: ContainerSpec, ops: list[Op], launched: Launched | None) -> st
         "limits      " + ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None),
         f"network     {spec.network}",
         f"userns      {spec.userns}",
+        "devices     " + ", ".join([*(f"/dev/{name}" for name in DEVICES), "/dev/pts", *spec.devices]),
     ]
     if launched is not None:
         lines.append(f"id          {launched.id}")
@@ -31,6 +33,8 @@ def explain(spec: ContainerSpec, ops: list[Op], launched: Launched | None) -> st
             lines += [f"uid map     {i} -> {o}, {n} ids" for i, o, n in launched.id_map.uid_lines]
             lines += [f"gid map     {i} -> {o}, {n} ids" for i, o, n in launched.id_map.gid_lines]
         lines += [f"cgroup      {path}" for path in launched.group.paths]
+        if launched.group.device_control:
+            lines.append(f"held to the devices by {launched.group.device_control}")
     lines += [
         "",
         "clone3 (CLONE_VM, CLONE_VFORK and new namespaces), execveat of isobox-init; then, inside:",

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from attrs import define
 
 from . import _native, forks
-from .cgroups import Group
+from .cgroups import Device, Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import hint
@@ -24,7 +24,7 @@ from .host import features
 from .idmap import IdMap
 from .interrupts import Undisturbed
 from .plan.ops import Op, describe, encode
-from .plan.setup import Placed, Setup, setup_plan
+from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
 from .rootfs.views import views, visible_cpus
@@ -89,7 +89,9 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
         shell = shells(shared).take(wanted)
         stack.callback(shell.close)
         # From here on the shell prepares its root file system by itself; meanwhile, on this side:
-        group = shared.groups.container(spec.limits, id=container_id, bundle=shell.bundle)
+        group = shared.groups.container(
+            spec.limits, id=container_id, bundle=shell.bundle, devices=_held_to(spec, mask, shared)
+        )
         stack.callback(group.close)
         if group.unified and shell.id_map is not None:
             group.let_start(shell.id_map.root_uid)
@@ -214,6 +216,27 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
             "the bound on a directory of a disk needs project quotas, which are not used yet",
             'use upper="memory", where disk= is enforced by the kernel',
         )
+
+
+def _held_to(spec: ContainerSpec, mask: int, shared: Shared) -> frozenset[Device] | None:
+    """What its cgroup is to hold a container of root to; None where the kernel does so anyway.
+
+    In a user namespace nobody makes device nodes that work (mknod(2), and SB_I_NODEV in fs/super.c). But
+    one who may mount there could open those that lie in a folder of the host's that is bound in.
+    """
+    may_mount = mask >> capabilities.BITS["CAP_SYS_ADMIN"] & 1
+    if not shared.root or features().in_user_namespace or (spec.userns == "auto" and not may_mount):
+        return None
+    usual = {Device("c", *numbers) for numbers in (*DEVICES.values(), *TERMINALS)}
+    return frozenset(usual.union(*map(_device, spec.devices)))
+
+
+def _device(path: str) -> tuple[Device, ...]:
+    found = os.stat(path)
+    numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
+    if stat.S_ISCHR(found.st_mode):
+        return (Device("c", *numbers),)
+    return (Device("b", *numbers),) if stat.S_ISBLK(found.st_mode) else ()
 
 
 def _rlimits(spec: ContainerSpec, group: Group) -> dict[int, tuple[int, int]]:

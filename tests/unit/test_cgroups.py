@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.cgroups import convert
+from isobox.cgroups.devices import Device, program
 from isobox.cgroups.discovery import CgroupMount, Membership, locate, parse_memberships, parse_mounts
 from isobox.errors import UnsupportedError
 from isobox.worker import Worker
@@ -214,3 +216,48 @@ def test_worker_says_what_is_left() -> None:
     worker = Worker("test")
     worker.submit(lambda: 0.01)
     assert worker.close(0.05) == 1
+
+
+def decide(code: bytes, kind: str, major: int, minor: int, access: int) -> int:
+    """Run a program of `devices.program` as the kernel would."""
+    instructions = list(struct.iter_unpack("=BBhi", code))
+    context = {0: access << 16 | {"b": 1, "c": 2}[kind], 4: major, 8: minor}
+    registers: dict[int, int] = {}
+    place = 0
+    while True:
+        opcode, operands, offset, number = instructions[place]
+        target, source = operands & 15, operands >> 4
+        place += 1
+        if opcode == 0x61:
+            assert source == 1
+            registers[target] = context[offset]
+        elif opcode == 0x57:
+            registers[target] &= number
+        elif opcode == 0x55:
+            assert offset > 0  # never back: it ends
+            place += offset if registers[target] != number else 0
+        elif opcode == 0xB7:
+            registers[target] = number
+        else:
+            assert opcode == 0x95
+            return registers[0]
+
+
+kinds = st.sampled_from("bc")
+majors = st.integers(0, 4)
+minors = st.integers(0, 4)
+
+
+@given(
+    st.frozensets(st.builds(Device, kinds, majors, st.integers(-1, 4)), max_size=9),
+    kinds, majors, minors, st.integers(1, 7),
+)  # fmt: skip
+def test_the_program_allows_just_these_devices(
+    devices: frozenset[Device], kind: str, major: int, minor: int, access: int
+) -> None:
+    allowed = any((each.kind, each.major) == (kind, major) and each.minor in (-1, minor) for each in devices)
+    assert decide(program(devices), kind, major, minor, access) == allowed
+
+
+def test_devices_as_the_kernel_writes_them() -> None:
+    assert str(Device("b", 7, 0)) == "b 7:0" and str(Device("c", 136, -1)) == "c 136:*"

@@ -294,3 +294,13 @@ def mount_setattr(fd: int, attributes: int, *, recursive: bool = False, userns_f
 def new_tmpfs(size: int, mode: int) -> int:
     """Return a detached tmpfs of at most `size` bytes; its root directory has `mode`."""
     return _check(_lib.isobox_new_tmpfs(b"%d" % size, b"%o" % mode))
+
+
+def load_device_program(code: bytes) -> int:
+    """Load a BPF_PROG_TYPE_CGROUP_DEVICE program, given as `struct bpf_insn`; the caller owns it: bpf(2)."""
+    return _check(_lib.isobox_load_device_program(_ffi.from_buffer(code), len(code)))
+
+
+def attach_device_program(group_fd: int, program_fd: int) -> None:
+    """Attach it to a v2 group, for as long as that lives: BPF_PROG_ATTACH with BPF_F_ALLOW_MULTI."""
+    _check(_lib.isobox_attach_device_program(group_fd, program_fd))

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/bpf.h>
 #include <linux/capability.h>
 #include <poll.h>
 #include <sched.h>
@@ -517,4 +518,29 @@ int isobox_new_tmpfs(const char *size, const char *mode)
     int error = errno;
     close(context);
     return fd < 0 ? -error : fd;
+}
+
+/* A loaded BPF_PROG_TYPE_CGROUP_DEVICE program: `code` is an array of struct bpf_insn. */
+int isobox_load_device_program(const unsigned char *code, unsigned long size)
+{
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
+    attr.insns = (uint64_t)(uintptr_t)code;
+    attr.insn_cnt = (uint32_t)(size / sizeof(struct bpf_insn));
+    attr.license = (uint64_t)(uintptr_t) "Apache-2.0";
+    int fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr);
+    return fd < 0 ? -errno : fd;
+}
+
+/* Have it decide for a v2 group and all below, beside what groups above and below have (all must agree). */
+int isobox_attach_device_program(int group_fd, int program_fd)
+{
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.target_fd = (uint32_t)group_fd;
+    attr.attach_bpf_fd = (uint32_t)program_fd;
+    attr.attach_type = BPF_CGROUP_DEVICE;
+    attr.attach_flags = BPF_F_ALLOW_MULTI;
+    return syscall(SYS_bpf, BPF_PROG_ATTACH, &attr, sizeof attr) < 0 ? -errno : 0;
 }

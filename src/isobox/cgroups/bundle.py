@@ -91,10 +91,24 @@ class Bundle:
             # One that is out of memory ends as a whole: half a program's processes are of no use.
             group.write("memory.oom.group", "1")
 
+    def inside(self, tree: Tree) -> Directory | None:
+        """Return the directory in this hierarchy, if there is one."""
+        return next((group for group in self.directories if group.tree.path == tree.path), None)
+
     def add(self, tree: Tree) -> Directory:
-        """Make the group in one more hierarchy."""
-        self._add(tree)
-        return self.directories[-1]
+        """Make the group in one more hierarchy, where execs have none of their own."""
+        group = Directory(tree, self.name)
+        group.make()
+        self.directories.append(group)
+        self.at.update(dict.fromkeys(tree.controllers, group))
+        return group
+
+    def take_back(self, group: Directory) -> None:
+        """Undo `add`."""
+        remove_all(group)
+        self.directories.remove(group)
+        for name in group.tree.controllers:
+            del self.at[name]
 
     def set_pids(self, most: int) -> None:
         """Set pids.max ahead, where there is such a controller."""

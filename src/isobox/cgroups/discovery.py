@@ -16,9 +16,9 @@ from .placement import place
 
 Layout = Literal["v1", "v2", "hybrid", "none"]
 
-CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "freezer", "blkio")
+CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "freezer", "blkio", "devices", "hugetlb")
 """Those that isobox uses, by their v1 names. On v2, io stands for blkio, cpu for cpu and cpuacct;
-the freezer is a part of every group."""
+the freezer is a part of every group, and every group takes a program that controls devices."""
 
 _V2_NAMES: Final = {"cpu": ("cpu", "cpuacct"), "io": ("blkio",)}
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
@@ -180,7 +180,10 @@ def _discover() -> CgroupHost:
                 if mount.version == 2:
                     has_v2 = True
             for controller in _v2(membership, mounts):
-                controllers.setdefault(controller.name, controller)
+                there = controllers.get(controller.name)
+                # A program on v2 needs no controller: it is there beside a v1 that can't be used.
+                if there is None or (controller.name == "devices" and not there.writable):
+                    controllers[controller.name] = controller
     layout: Layout = "none"
     if has_v1 or has_v2:
         layout = "hybrid" if has_v1 and has_v2 else "v1" if has_v1 else "v2"
@@ -219,6 +222,7 @@ def _v2(membership: Membership, mounts: tuple[CgroupMount, ...]) -> list[Control
         names = [name for v2 in found.controllers for name in _V2_NAMES.get(v2, (v2,))]
         if found.controllers:
             names.append("freezer")  # every group of v2 has cgroup.freeze
+        names.append("devices")
         writable = not found.why
         return [
             Controller(name, 2, found.root, writable, found.why, found.vacate)

@@ -8,16 +8,18 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CgroupError, StateError, UnsupportedError
 from ..spec import Limits
 from ..usage import Usage
-from .bundle import DIALECTS, Bundle
+from .bundle import DIALECTS, LEAF, Bundle
+from .devices import ELSEWHERE, FEATURE, Device, set_rules
 from .dialect import Dialect, OomWatch
-from .directory import Directory
-from .ending import end, is_empty, nobody, remove_all
+from .directory import Directory, Tree
+from .ending import end, is_empty, nobody
 from .meter import Meter
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ DEFAULT_PIDS: Final = 1024
 """The limit that a container has without being asked; the only one that may be missing."""
 
 _CHEAP: Final = ("pids", "freezer", "cpu", "memory", "cpuacct", "blkio")
+_JOIN: Final = {1: "tasks", 2: "cgroup.procs"}
 _MOST_AHEAD: Final = 4
 _FREEZE_SECONDS: Final = 2.0
 
@@ -44,8 +47,8 @@ class Group:
 
     __slots__ = (
         "_ahead", "_bundle", "_children", "_closed", "_count", "_frozen", "_groups",
-        "_idle", "_lifted", "_lock", "_meter", "_parent", "_spare", "_starter",
-        "degraded", "id", "limits", "measured",
+        "_idle", "_lifted", "_lock", "_meter", "_parent", "_running", "_spare", "_starter",
+        "degraded", "device_control", "id", "limits", "measured",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +57,8 @@ class Group:
         self.id = id
         self.limits = Limits(pids=bundle.pids)
         self.degraded: tuple[str, ...] = ()
+        self.device_control = ""
+        """What holds it to its devices, for people; empty where nothing has to."""
         self._groups = groups
         self._bundle = bundle
         self._parent = parent
@@ -68,6 +73,7 @@ class Group:
         self._starter: int | None = None
         self._ahead = 0
         self._frozen = False
+        self._running = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -163,32 +169,68 @@ class Group:
         """
         with self._lock:
             self._check()
+            self._running = True
             self.apply(limits)
 
     def _set_cpuset(self, cpus: frozenset[int] | None) -> None:
-        if self._at("cpuset") is None:
-            tree = self._groups.tree("cpuset", "cpuset")
-            group = self._bundle.add(tree)
-            dialect = DIALECTS[tree.version]
-            try:
-                dialect.set_cpuset(group, cpus)
-                if self.join_fds:
-                    self._bundle.join_fds += (group.open("tasks", os.O_WRONLY),)
+        tree = self._groups.tree("cpuset", "cpuset")
+        self._set_inside(tree, lambda group: DIALECTS[tree.version].set_cpuset(group, cpus))
+
+    def _set_inside(self, tree: Tree, set_limit: Callable[[Directory], None]) -> Directory:
+        """Set a limit in a hierarchy that few containers are in; join it, with all that runs already."""
+        group = self._bundle.inside(tree)
+        if group is not None:
+            set_limit(group)
+            return group
+        group = self._bundle.add(tree)
+        try:
+            set_limit(group)
+            if self._running:
                 self._move_into(group)
-            except BaseException:
-                remove_all(group)
-                self._bundle.directories.remove(group)
-                for name in tree.controllers:
-                    del self._bundle.at[name]
+            else:
+                self._bundle.join_fds += (group.open(_JOIN[tree.version], os.O_WRONLY),)
+        except BaseException:
+            self._bundle.take_back(group)
+            raise
+        return group
+
+    def hold_to(self, devices: frozenset[Device]) -> None:
+        """Have the kernel refuse all other devices to a container that nobody has joined yet.
+
+        Raises `UnsupportedError` and `CgroupError`.
+        """
+        try:
+            tree = self._groups.tree("devices", FEATURE)
+        except UnsupportedError as error:
+            raise UnsupportedError(FEATURE, error.why, f"{error.remedy}; or {ELSEWHERE}") from None
+        walls = self._groups.walls
+        try:
+            own = self._bundle.inside(tree)
+            if tree.version == 2:
+                late = own is None
+                own = self._set_inside(tree, lambda group: walls.attach(group, devices))
+                if not late:
+                    # Init too: its group becomes the root of the cgroup namespace, so that no program
+                    # inside can see the way out of the group, even one that may mount cgroup2.
+                    self._bundle.join_fds += (own.open(f"{LEAF}/cgroup.procs", os.O_WRONLY),)
+                self.device_control = f"a BPF program on {own.path}"
+            elif own is not None:  # mounted together with others
+                set_rules(own, devices)
+                self.device_control = own.path
+            else:
+                shared = walls.group(tree, devices)
+                self._bundle.join_fds += (shared.open("tasks", os.O_WRONLY),)
+                self.device_control = shared.path
+        except OSError as error:
+            if isinstance(error, CgroupError):
                 raise
-            return
-        group, dialect = self._need("cpuset", "cpuset")
-        dialect.set_cpuset(group, cpus)
+            what = f"can't make a group in {tree.path}"
+            raise CgroupError(error.errno or 0, what, stage="cgroup", op="devices") from error
 
     def _move_into(self, group: Directory) -> None:
-        """Have the threads that run already join ``group`` (v1).
+        """Have the threads that run already join ``group``.
 
-        One by one: for a whole process the kernel would stop all forks of the host. What they fork
+        On v1 one by one: for a whole process the kernel would stop all forks of the host. What they fork
         meanwhile is found by looking again.
         """
         moved: set[int] = set()
@@ -196,7 +238,8 @@ class Group:
             threads = set(self.threads()) - moved
             if not threads:
                 return
-            fd = group.open("tasks", os.O_WRONLY)
+            file = _JOIN[group.tree.version]
+            fd = group.open(file, os.O_WRONLY)
             try:
                 for tid in threads:
                     try:
@@ -204,7 +247,7 @@ class Group:
                     except ProcessLookupError:
                         continue
             except OSError as error:
-                raise group.refused(error, "tasks", "a thread", "") from error
+                raise group.refused(error, file, "a thread", "") from error
             finally:
                 os.close(fd)
             moved |= threads

@@ -20,12 +20,13 @@ from ..worker import Job, Worker
 from .bundle import Bundle
 from .collection import collect, find, own_path
 from .convert import parse_service
+from .devices import Device, Walls
 from .dialect import Reading
 from .directory import Tree
 from .discovery import CgroupHost, in_kernel
 from .ending import end, remove_all
 from .group import DEFAULT_PIDS, Group
-from .trees import make_trees
+from .trees import SELDOM, make_trees
 
 _WANTED: Final = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio")
 _READY: Final = 4
@@ -61,6 +62,7 @@ class Groups:
         self.execs = False
         """Whether containers have measured execs here: then each is made with a group for its first."""
         self._io_counted = False
+        self.walls = Walls()
         self._worker = Worker(f"isobox-cgroups-{owner}")
         _all.add(self)
 
@@ -90,11 +92,19 @@ class Groups:
             return None
         return self._take()
 
-    def container(self, limits: Limits, *, id: str, bundle: Bundle | None = None) -> Group:
+    def container(
+        self,
+        limits: Limits,
+        *,
+        id: str,
+        bundle: Bundle | None = None,
+        devices: frozenset[Device] | None = None,
+    ) -> Group:
         """Return a group for a container, with its limits set, read back and compared.
 
-        `bundle`: what `birthplace` gave. Raises `UnsupportedError` where a limit that was asked for
-        can't be enforced here and `CgroupError` where the kernel refuses; then nothing of it is left.
+        `bundle`: what `birthplace` gave. With ``devices`` the kernel lets its processes make and open
+        no others. Raises `UnsupportedError` where a limit that was asked for can't be enforced here and
+        `CgroupError` where the kernel refuses; then nothing of it is left.
         """
         self._check()
         if not self._prepared:
@@ -106,6 +116,8 @@ class Groups:
         self._containers.add(group)
         try:
             group.apply(limits)
+            if devices is not None:
+                group.hold_to(devices)
             bundle.cool()
         except BaseException:
             group.close()
@@ -174,7 +186,14 @@ class Groups:
     # What there is
 
     def tree(self, controller: str, feature: str) -> Tree:
-        """Return this owner's directory with ``controller``. Raises `UnsupportedError`."""
+        """Return this owner's directory with ``controller``. Raises `UnsupportedError`, `CgroupError`."""
+        if controller in SELDOM and controller not in self._trees and self.host.usable(controller):
+            with self._lock:
+                self._check()
+                if controller not in self._trees:
+                    trees, why = make_trees(self.host, self.owner, seldom=controller)
+                    self._trees |= trees
+                    self._why |= why
         try:
             return self._trees[controller]
         except KeyError:
@@ -276,6 +295,7 @@ class Groups:
         self._worker.close(_CLOSE_SECONDS)
         while self._ready:
             self._ready.popleft().discard()
+        self.walls.close()
         trees = list(dict.fromkeys(self._trees.values()))
         self._trees = {}
         for tree in trees:
@@ -299,6 +319,7 @@ class Groups:
             for each in (bundle, *bundle.ahead):
                 each.close()
         self._ready.clear()
+        self.walls.after_fork()
         for tree in dict.fromkeys(self._trees.values()):
             tree.close()
         self._trees = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Set
 from typing import Final
 
 from ..errors import CgroupError
@@ -19,14 +20,19 @@ _PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What says nothing about this host: the next attempt may succeed."""
 
 
-def make_trees(host: CgroupHost, owner: str) -> tuple[dict[str, Tree], dict[str, str]]:
+SELDOM: Final = frozenset({"devices", "hugetlb"})
+"""What few containers need: an owner has trees for these once one does, so that others don't pay for it."""
+
+
+def make_trees(host: CgroupHost, owner: str, *, seldom: str = "") -> tuple[dict[str, Tree], dict[str, str]]:
     """Return the trees by controller, and why there is none for the others that look writable.
 
+    Those of the controllers that all containers need, or the one of ``seldom`` alone.
     Raises `CgroupError` where it was the wrong moment; then nothing is left.
     """
     by_root: dict[tuple[int, str], list[Controller]] = {}
     for controller in host.controllers.values():
-        if controller.writable:
+        if controller.writable and (controller.name == seldom if seldom else controller.name not in SELDOM):
             by_root.setdefault((controller.version, controller.root), []).append(controller)
     trees: dict[str, Tree] = {}
     why: dict[str, str] = {}
@@ -63,7 +69,7 @@ def _make_tree(controllers: list[Controller], path: str) -> Tree:
                 raise
     if first.version == 2:
         try:
-            _hand_down(path, first.root)
+            _hand_down(path, first.root, {*HANDED_ON, *(each.name for each in controllers)})
         except OSError:
             tree.close()
             raise
@@ -103,11 +109,11 @@ def _vacate(root: str) -> None:
                 file.write(pid)
 
 
-def _hand_down(path: str, root: str) -> None:
+def _hand_down(path: str, root: str, wanted: Set[str]) -> None:
     """On v2, hand the controllers on from ``root`` to the groups below ``path``."""
     for group in (root, os.path.dirname(path), path):
         with open(f"{group}/cgroup.controllers") as file:
-            names = [name for name in file.read().split() if name in HANDED_ON]
+            names = [name for name in file.read().split() if name in wanted]
         with open(f"{group}/cgroup.subtree_control") as file:
             missing = set(names) - set(file.read().split())
         if missing:

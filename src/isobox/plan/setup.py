@@ -39,6 +39,9 @@ DEVICES: Final = {
 }
 """The usual device nodes of a container: name → (major, minor); see runtime-spec, "Default Devices"."""
 
+TERMINALS: Final = ((5, 2), (136, -1))
+"""/dev/pts/ptmx, and the terminals that it makes: Documentation/admin-guide/devices.txt."""
+
 DEVICE_LINKS: Final = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
