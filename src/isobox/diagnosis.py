@@ -16,6 +16,7 @@ from isobox import _native, cgroups, idmap
 from isobox.container import run
 from isobox.errors import CleanupError, IsoboxError, UnsupportedError
 from isobox.findings import Item
+from isobox.hints import NESTED, disk_refused, memory_remedy, overlay_refused, unsupported
 from isobox.host import features
 from isobox.plan.ops import make
 from isobox.probes import (
@@ -38,10 +39,6 @@ from isobox.security import seccomp
 from isobox.spec import IoLimit, Limits
 
 _USERNS = CLONE_NEWUSER | CLONE_NEWNS
-_NESTED = (
-    "run the container around this program with its /proc unmasked "
-    "(docker run --security-opt systempaths=unconfined), or run isobox outside of it"
-)
 
 
 def items() -> Iterator[Item]:
@@ -64,8 +61,7 @@ def items() -> Iterator[Item]:
         try:
             probes = stack.enter_context(Probes(stage, id_map))
         except OSError as error:
-            remedy = "set vm.memfd_noexec to 0 or 1" if not features().memfd_exec else ""
-            yield Item("isobox-init", "missing", f"{error.strerror}", remedy, needed=True)
+            yield Item("isobox-init", "missing", f"{error.strerror}", memory_remedy(), needed=True)
             return
         yield from _namespaces(probes)
         yield from _file_systems(probes, owner)
@@ -110,18 +106,24 @@ def _kernel() -> Item:
 def _tried(name: str, refused: Refusal | None, remedy: str, works: str = "", *, needed: bool = False) -> Item:
     if refused is None:
         return Item(name, "works", works, needed=needed)
-    advice = idmap.hint(refused.errno) if refused.op == "clone3" or not remedy else remedy
-    return Item(name, "missing", str(refused), advice or remedy, needed=needed)
+    error = unsupported(refused.where, refused.errno, refused.what)
+    if error is None:
+        return Item(name, "missing", str(refused), remedy or idmap.hint(refused.errno), needed=needed)
+    if error.feature != name:
+        return Item(name, "missing", str(refused), f"see the {error.feature}", needed=needed)
+    return Item(name, "missing", error.why, error.remedy, needed=needed)
 
 
 def _namespaces(probes: Probes) -> Iterator[Item]:
-    facts = features()
-    reason = facts.why("user_namespaces")
     refused = probes.run(_USERNS, [])
-    item = _tried("user namespace", refused, "", "root inside is nobody outside", needed=True)
-    if refused is not None and reason:
-        item = Item(item.name, "missing", f"{refused} ({reason})", item.remedy, needed=True)
-    yield item
+    only_ranges = refused is not None and refused.where == "newuidmap"
+    yield _tried(
+        "user namespace",
+        None if only_ranges else refused,
+        "",
+        "root inside is nobody outside",
+        needed=True,
+    )
     yield _ids(probes, refused)
     rest = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
     late = [make("UNSHARE", CLONE_NEWCGROUP, note="cgroup namespace")]
@@ -147,7 +149,7 @@ def _namespaces(probes: Probes) -> Iterator[Item]:
         "end with the owner",
         "works" if ended else "missing",
         "containers end when the Python process does" if ended else "isobox-init did not end",
-        "" if ended else "see the user namespace above",
+        "" if ended else "see the user namespace",
         needed=True,
     )
 
@@ -155,8 +157,10 @@ def _namespaces(probes: Probes) -> Iterator[Item]:
 def _ids(probes: Probes, refused: Refusal | None) -> Item:
     name = "id ranges"
     made = probes.id_map
+    if refused is not None and refused.where == "newuidmap":
+        return _tried(name, refused, "", needed=True)
     if refused is not None:
-        return Item(name, "missing", "they need the user namespace", "see the user namespace above")
+        return Item(name, "missing", "they need the user namespace", "see the user namespace")
     if made.single:
         if os.geteuid() == 0:
             return Item(
@@ -200,11 +204,10 @@ def _file_systems(probes: Probes, owner: Owner | None) -> Iterator[Item]:
     merged = [probes.file("merged/file", b"x")]
     lower: dict[str, str | None] = {"lowerdir": f"{stage}/lower:{stage}/more"}
     overlay = probes.mount("overlay", lower | layers, f"{stage}/merged")
-    remedy = features().why("overlay")
     yield _tried(
         "overlay",
         probes.run(_USERNS, [*probes.scratch(folders=folders), *overlay, *merged]),
-        "load the module: modprobe overlay" if "overlay" not in features().filesystems else remedy,
+        overlay_refused(0)[1],
         "copy-on-write root file systems, upper in memory",
         needed=True,
     )
@@ -218,7 +221,7 @@ def _file_systems(probes: Probes, owner: Owner | None) -> Iterator[Item]:
     yield _tried(
         "/proc and /sys",
         probes.run(_USERNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC, kernels),
-        _NESTED,
+        NESTED,
         "fresh ones for each container",
         needed=True,
     )
@@ -252,7 +255,7 @@ def _layer_disk(probes: Probes, owner: Owner | None) -> Item:
     """An overlay whose upper is a directory of the data folder."""
     name = 'upper="disk"'
     if owner is None:
-        return Item(name, "missing", "it needs the state folder", "see the state folder above")
+        return Item(name, "missing", "it needs the state folder", "see the state folder")
     try:
         place = owner.disk_dir()
     except (IsoboxError, OSError) as error:
@@ -288,19 +291,20 @@ def _layer_disk(probes: Probes, owner: Owner | None) -> Item:
         for fd in fds:
             os.close(fd)
         owner.discard(place)
-    remedy = f"set ISOBOX_DATA_DIR to a directory on ext4, xfs or btrfs; {owner.data} can't hold a layer"
-    return _tried(name, refused, remedy, owner.data)
+    if refused is not None and refused.where == "FSCONFIG_STRING" and refused.errno == errno.EINVAL:
+        return Item(name, "missing", *disk_refused(owner.data)[1:])
+    return _tried(name, refused, disk_refused(owner.data)[2], owner.data)
 
 
 def _idmapped(probes: Probes, owner: Owner | None) -> Item:
     """Folders and archives as images: their root has to be root inside."""
     name = "folder and tar images"
+    if probes.id_map.single:
+        return Item(name, "degraded", "all files belong to root inside", "see the id ranges")
     if os.geteuid() != 0:
-        if probes.id_map.single:
-            return Item(name, "degraded", "all files belong to root inside", "see the id ranges above")
         return Item(name, "works", "owners by newuidmap's ranges")
     if owner is None:
-        return Item(name, "missing", "it needs the state folder", "see the state folder above")
+        return Item(name, "missing", "it needs the state folder", "see the state folder")
     try:
         place = owner.disk_dir()
         fd = _native.clone_tree(place)
@@ -320,6 +324,8 @@ def _idmapped(probes: Probes, owner: Owner | None) -> Item:
         remedy = (
             "use Linux 5.19 and a file system with idmapped mounts (ext4, xfs, btrfs) for ISOBOX_DATA_DIR"
         )
+        if features().in_user_namespace:
+            remedy = "only the machine's root can make them: run isobox outside of the container around it"
         return Item(name, "missing", f"an idmapped mount of {owner.data}: {why}", remedy)
     if not features().since("idmapped_overlay"):
         return Item(name, "missing", features().why("idmapped_overlay"), "boot a newer kernel")

@@ -7,8 +7,19 @@ mount_namespaces(7), overlayfs.rst).
 from __future__ import annotations
 
 import errno
+import os
+from typing import Final
 
+from . import idmap
+from .errors import UnsupportedError
+from .host import features
 from .plan.ops import Op
+
+NESTED: Final = (
+    "run the container around this program with its /proc and /sys unmasked "
+    "(docker run --security-opt systempaths=unconfined), or run isobox outside of it"
+)
+_DENIED: Final = (errno.EPERM, errno.EACCES)
 
 _HINTS: dict[tuple[str, int], str] = {
     ("spawn", errno.EPERM): (
@@ -54,11 +65,7 @@ _HINTS: dict[tuple[str, int], str] = {
 }
 
 _ATTACH_MOUNTS: dict[int, str] = {
-    errno.EPERM: (
-        "The kernel refuses a new /proc or /sys where the one around it is partly hidden "
-        "(inside Docker or Kubernetes): run that outer container with /proc unmasked "
-        "(--security-opt systempaths=unconfined)"
-    ),
+    errno.EPERM: "This user may not mount it: see 'isobox doctor'",
     errno.ENOENT: "The target is not in the image, and could not be made",
     errno.ELOOP: "A layer lies inside another, or a path has too many symlinks",
     errno.ENOTDIR: "A file can only be mounted on a file, a directory on a directory",
@@ -81,3 +88,74 @@ def hint(where: str, number: int, op: Op | None = None) -> str:
     ):
         found = _ATTACH_MOUNTS.get(number, "")
     return found
+
+
+def unsupported(
+    where: str, number: int, what: str = "", *, own_userns: bool = True
+) -> UnsupportedError | None:
+    """Return the error where this host refuses to every container what `where` did; None for all else.
+
+    `where` is the system call of a spawn, or the op of a plan that met errno `number`; `what` the file
+    system that the op is about. `UnsupportedError.feature` is the name of the doctor's item.
+    """
+    said = os.strerror(number)
+    if not os.path.exists("/proc/self/status"):
+        why = "no /proc is mounted here, which tells what a process is and has"
+        return UnsupportedError("/proc and /sys", why, "mount -t proc proc /proc")
+    if where == "execveat" and number in _DENIED:
+        return UnsupportedError("isobox-init", f"{where}: {said}", memory_remedy())
+    if where == "newuidmap":
+        remedy = (
+            "check the lines of this user in /etc/subuid and /etc/subgid "
+            "(getsubids NAME, getsubids -g NAME), and that newuidmap and newgidmap are setuid root"
+        )
+        return UnsupportedError("id ranges", what or said, remedy)
+    if where in ("clone3", "PROPAGATION", "setgroups", "gid_map", "uid_map"):
+        remedy = idmap.hint(number)
+        if not remedy or (where != "clone3" and number not in _DENIED):
+            return None
+        if not own_userns:
+            return UnsupportedError("namespaces", f"{where}: {said}", remedy)
+        if features().is_root and number != errno.ENOSYS:
+            remedy += "; or use userns='host' for programs that you trust: root inside is root outside then"
+        reason = features().why("user_namespaces")
+        return UnsupportedError("user namespace", f"{where}: {said}" + f" ({reason})" * bool(reason), remedy)
+    if where not in ("FSOPEN", "FSMOUNT"):
+        return None
+    if what in ("proc", "sysfs") and number == errno.EPERM:
+        path = "/proc" if what == "proc" else "/sys"
+        if not os.path.ismount(path):
+            why = f"a new {path} is for those who have one already, and none is mounted here"
+            return UnsupportedError("/proc and /sys", why, f"mount -t {what} {what} {path}")
+        why = (
+            f"a new {path} is refused where a part of the one around it is hidden (inside Docker, Kubernetes)"
+        )
+        return UnsupportedError("/proc and /sys", why, NESTED)
+    if what == "overlay" and number in (errno.ENODEV, *_DENIED):
+        return UnsupportedError("overlay", *overlay_refused(number))
+    return None
+
+
+def overlay_refused(number: int) -> tuple[str, str]:
+    """Why there are no overlays here, and what helps."""
+    facts = features()
+    said = os.strerror(number)
+    if not facts.since("overlay_in_userns"):
+        remedy = "boot Linux 5.11 or later" + (
+            ", or use userns='host' for programs that you trust" if facts.is_root else ""
+        )
+        return f"{said} ({facts.why('overlay')})", remedy
+    if "overlay" not in facts.filesystems:
+        return f"{said} (the kernel has no overlay file system now)", "load the module: modprobe overlay"
+    return said, "let the seccomp filter or the security module around this program allow mounts"
+
+
+def disk_refused(data: str) -> tuple[str, str, str]:
+    """What is missing where the data folder can't hold the upper layer of an overlay, why, and what helps."""
+    remedy = "set ISOBOX_DATA_DIR to a directory on ext4, xfs, btrfs or tmpfs, or use upper='memory'"
+    return 'upper="disk"', f"the file system of {data} can't hold the upper layer of an overlay", remedy
+
+
+def memory_remedy() -> str:
+    """What helps where programs may not be run from memory."""
+    return "set vm.memfd_noexec to 0 or 1" if not features().memfd_exec else "let this process run its memfds"

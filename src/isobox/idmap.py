@@ -305,8 +305,11 @@ def newuidmap_programs() -> tuple[str, str] | None:
 
 def _privileged(path: str) -> bool:
     try:
-        if os.stat(path).st_mode & 0o4000:
-            return True
+        if os.statvfs(path).f_flag & os.ST_NOSUID:
+            return False
+        found = os.stat(path)
+        if found.st_mode & 0o4000:
+            return found.st_uid == 0  # in a user namespace it may be somebody who does not exist there
         return bool(os.getxattr(path, "security.capability"))
     except OSError:
         return False
@@ -388,7 +391,7 @@ def _write_by_program(pid: int, idmap: IdMap) -> None:
             "; ".join(failures),
             stage="user namespace",
             op="newuidmap",
-            hint=hint(errno.EPERM) or "Check the lines of this user in /etc/subuid and /etc/subgid",
+            hint="Check the lines of this user in /etc/subuid and /etc/subgid",
         )
 
 
@@ -402,8 +405,16 @@ def hint(code: int) -> str:
             "The number of user namespaces is limited: raise it with "
             "'sysctl -w user.max_user_namespaces=65536' (they nest 32 deep at most)"
         )
+    if code == errno.ENOSYS:
+        return (
+            "A seccomp filter hides the system call clone3 (or the kernel is older than Linux 5.3): inside "
+            "Docker, run with '--security-opt seccomp=unconfined'; inside isobox, with seccomp=None and "
+            "cap_add=['ALL']"
+        )
     if code not in (errno.EPERM, errno.EACCES):
         return ""
+    if _chrooted():
+        return "The kernel refuses user namespaces inside a chroot: enter it with pivot_root, or run outside"
     if os.geteuid() != 0:
         if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
             return (
@@ -420,6 +431,12 @@ def hint(code: int) -> str:
         "A seccomp filter or a security module forbids user namespaces here; inside Docker, run "
         "with '--security-opt seccomp=unconfined --security-opt apparmor=unconfined' or '--privileged'"
     )
+
+
+def _chrooted() -> bool:
+    """The root of this process is not its mount namespace's, as far as that shows: it is no mount."""
+    mounts = read_text("/proc/self/mountinfo").splitlines()
+    return bool(mounts) and not any(line.split()[4:5] == ["/"] for line in mounts)
 
 
 def sysctl(name: str) -> str:

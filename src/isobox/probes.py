@@ -24,7 +24,7 @@ from isobox.control import Control
 from isobox.errors import SetupError
 from isobox.host import features
 from isobox.idmap import COUNT, RANGE_END, IdMap
-from isobox.plan.ops import Op, describe, encode, make
+from isobox.plan.ops import Op, describe, encode, filesystem, make
 
 # include/uapi/linux/sched.h, wait.h and mount.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -44,10 +44,12 @@ BELOW_ROOT: Final = 1
 
 @frozen
 class Refusal:
-    """The kernel said no: at which op, and with what errno."""
+    """The kernel said no: at which op, and with what errno; `where` and `what` as `isobox.hints` has them."""
 
     op: str
     errno: int
+    where: str = ""
+    what: str = ""
 
     def __str__(self) -> str:
         return f"{self.op}: {os.strerror(self.errno)}"
@@ -102,13 +104,17 @@ class Probes:
             with self.process(flags) as (control, _pid, _pidfd):
                 reply = control.setup(encode(ops), fds)
         except _native.SpawnError as error:
-            return Refusal(error.step, error.errno or errno.EIO)
+            return Refusal(error.step, error.errno or errno.EIO, error.step)
         except SetupError as error:
-            return Refusal(error.op, error.errno or errno.EIO)
+            said = str(error).removesuffix(f". {error.hint}")
+            return Refusal(error.op, error.errno or errno.EIO, os.path.basename(error.op), said)
         if reply.kind == _native.READY:
             return None
-        where = describe(ops[reply.op]) if 0 <= reply.op < len(ops) else "isobox-init"
-        return Refusal(" ".join(where.split()), reply.error if 0 < reply.error < 4096 else errno.EPROTO)
+        number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
+        if not 0 <= reply.op < len(ops):
+            return Refusal("isobox-init", number)
+        op = ops[reply.op]
+        return Refusal(" ".join(describe(op).split()), number, op.name, filesystem(op))
 
     def mount(self, kind: str, options: dict[str, str | None], target: str, attributes: int = 0) -> list[Op]:
         """The ops that make a file system and attach it at a host path."""
@@ -118,7 +124,7 @@ class Probes:
                 ops.append(make("FSCONFIG_FLAG", strings=(key.encode(),)))
             else:
                 ops.append(make("FSCONFIG_STRING", strings=(key.encode(), value.encode())))
-        ops.append(make("FSMOUNT", attributes))
+        ops.append(make("FSMOUNT", attributes, note=kind))
         ops.append(make("ATTACH", HOST_PATH, strings=(target.encode(),), note=kind))
         return ops
 

@@ -76,6 +76,8 @@ class Shared:
     def __init__(self) -> None:
         facts = features()
         self.root = facts.is_root
+        # Device nodes are the machine's root's to make, not those of root in a user namespace.
+        self._makes_devices = facts.is_root and not facts.in_user_namespace
         self.lowerdir_plus = facts.since("lowerdir_plus")
         self.owner = runtime.current()
         self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
@@ -93,6 +95,7 @@ class Shared:
         self._device_fd: int | None = None
         self._clonable = True
         self.host_rootfs: Rootfs | None = None
+        self._stacks = True
         self._host_paths: tuple[str, ...] = ()
         self.lock = threading.Lock()
         self._folders = Bounded[tuple[object, ...], Rootfs](8)
@@ -138,10 +141,20 @@ class Shared:
             if self.host_rootfs is None or paths != self._host_paths:
                 with Undisturbed():  # it opens each mount for a moment
                     self.host_rootfs = host_image(
-                        root=self.root, state_dir=self.owner.state, python_paths=paths
+                        root=self.root,
+                        whole=self.root and self._stacks and _clones_root(),
+                        stacks=self._stacks,
+                        state_dir=self.owner.state,
+                        python_paths=paths,
                     )
                 self._host_paths = paths
             return self.host_rootfs
+
+    def stack_no_more(self) -> bool:
+        """Have no overlay over an overlay in the host image from now on; False if it is so already."""
+        with self.lock:
+            changed, self._stacks, self.host_rootfs = self._stacks, False, None
+        return changed
 
     def folder_image(self, path: str, own_ids: bool) -> Rootfs:
         """Describe a folder as an image; the same value for the same folder."""
@@ -170,7 +183,7 @@ class Shared:
 
     def device_tree(self, extra: Sequence[str], owner: tuple[int, int]) -> int | None:
         """Return a detached tmpfs of device nodes, the caller's; None for an ordinary user."""
-        if not self.root:
+        if not self._makes_devices:
             return None
         if extra:
             return _make_device_tree(extra, owner)
@@ -186,6 +199,17 @@ class Shared:
                 raise
             self._clonable = False  # before Linux 6.15: no copy of a detached tree
             return _make_device_tree((), (0, 0))
+
+
+def _clones_root() -> bool:
+    """Whether the kernel gives "/" without the mounts below it: not where another user made those."""
+    try:
+        os.close(_native.clone_tree("/"))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 def _make_device_tree(extra: Sequence[str], owner: tuple[int, int]) -> int:

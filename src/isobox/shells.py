@@ -26,7 +26,8 @@ from . import _native, idmap
 from .cgroups import Bundle, Group
 from .control import Control
 from .errors import CgroupError, IsoboxError, SetupError, UnsupportedError
-from .hints import hint
+from .hints import hint, unsupported
+from .host import features
 from .idmap import IdMap
 from .plan.ops import Op
 from .plan.setup import Placed, Shape, prepare_plan
@@ -185,7 +186,7 @@ def _shape(
         disk_scratch=wanted.disk,
         disk_fd=disk_fd,
         groups_allowed=id_map is None or not id_map.deny_setgroups,
-        tty_group=id_map is None or not id_map.single,
+        tty_group=features().id_ranges if id_map is None else not id_map.single,
         own_userns=wanted.own_userns,
         own_netns=wanted.own_netns,
         own_ipcns=wanted.own_ipcns,
@@ -211,7 +212,7 @@ def _layers(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) 
             for layer in tree.layers:
                 fd = _native.clone_tree(layer.path, recursive=tree.kind == "bind")
                 places.append(table.own(fd))
-                if layer.idmap and id_map is not None:
+                if layer.idmap and id_map is not None and id_map.root_uid != 0:
                     if userns_fd < 0:
                         userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
                     idmapped(fd, userns_fd, recursive=False, what=f"the image {layer.path}")
@@ -248,7 +249,7 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
             stack.callback(bundle.drop)
         control, pid, pidfd = _start(wanted.flags, shared, stack, bundle)
         if id_map is not None:
-            idmap.write(pid, id_map)
+            _map(pid, id_map)
         # Before the plan is sent: where that fails, the process and its place in /proc are gone.
         mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         table = Descriptors()
@@ -314,9 +315,23 @@ def _spawn(flags: int, shared: Shared, control_fd: int, cgroup_fd: int) -> tuple
         )
     except _native.SpawnError as error:
         number = error.errno or errno.EIO
+        refused = unsupported(error.step, number, own_userns=bool(flags & CLONE_NEWUSER))
+        if refused is not None:
+            raise refused from error
         raise SetupError(
             number, f"{error.step} of isobox-init", stage="spawn", op=error.step, hint=hint("spawn", number)
         ) from None
+
+
+def _map(pid: int, id_map: IdMap) -> None:
+    try:
+        idmap.write(pid, id_map)
+    except SetupError as error:
+        said = str(error).removesuffix(f". {error.hint}")
+        refused = unsupported(os.path.basename(error.op), error.errno or errno.EIO, said)
+        if refused is None:
+            raise
+        raise refused from error
 
 
 _pool: Shells | None = None

@@ -19,15 +19,17 @@ from . import _native, forks
 from .cgroups import Device, Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
-from .hints import hint
+from .hints import disk_refused, hint, unsupported
 from .host import features
 from .idmap import IdMap
 from .interrupts import Undisturbed
-from .plan.ops import Op, describe, encode
+from .plan.ops import Op, describe, encode, filesystem
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
+from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
+from .runtime import data_dir
 from .security import capabilities, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
@@ -74,8 +76,23 @@ def make_id() -> str:
 
 
 def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack) -> Launched:
-    """Make the container. On an error everything made so far is undone by the caller's stack."""
+    """Make the container. On an error everything made so far is undone by the caller's stack, its own."""
     _refuse(spec, shared)
+    try:
+        return _launch(spec, shared, container_id, stack)
+    except _TooDeep:
+        # Only trying tells how many overlays lie on one another: then those are shown read-only.
+        if spec.image != "host" or not shared.stack_no_more():
+            raise
+    stack.close()
+    return _launch(spec, shared, container_id, stack)
+
+
+class _TooDeep(UnsupportedError):
+    """An overlay over an overlay that is over one already."""
+
+
+def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack) -> Launched:
     if spec.name is not None:
         with Undisturbed():
             shared.owner.name(spec.name)
@@ -108,7 +125,8 @@ def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitSt
         table.close()
     shared.worker.submit(group.joined)  # six descriptors: nothing to wait for
     if reply.kind != _native.READY:
-        raise _setup_error(shell.ops if reply.status == _native.PREPARE else ops, reply, group)
+        ops = shell.ops if reply.status == _native.PREPARE else ops
+        raise _refused(spec, rootfs, ops, reply) or _setup_error(ops, reply, group)
     return Launched(container_id, shell, group, [*shell.ops, *ops], mask, program, rlimits, rootfs)
 
 
@@ -287,7 +305,7 @@ def _bound(spec: ContainerSpec, shell: Shell, table: Descriptors) -> list[Placed
     if not spec.mounts:
         return []
     userns_fd = -1
-    if shell.id_map is not None:
+    if shell.id_map is not None and shell.id_map.root_uid != 0:
         userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return [_bind(placed, userns_fd, table) for placed in _placed(spec.mounts)]
@@ -309,6 +327,36 @@ def _bind(placed: Placed, userns_fd: int, table: Descriptors) -> Placed:
             if not mount.read_only:
                 raise
     return Placed(mount, placed.is_file, tree)
+
+
+def _refused(
+    spec: ContainerSpec, rootfs: Rootfs, ops: Sequence[Op], reply: _native.Reply
+) -> UnsupportedError | None:
+    """What this host can't do, where that is what failed."""
+    if not 0 <= reply.op < len(ops):
+        return None
+    op = ops[reply.op]
+    if op.name == "FSCONFIG_STRING" and op.strings[0] == b"upperdir" and spec.upper == "disk":
+        if reply.error == errno.EINVAL:
+            return UnsupportedError(*disk_refused(data_dir()))
+    elif filesystem(op) == "overlay" and reply.error == errno.EINVAL:
+        stacked = [layer.path for tree in rootfs.trees for layer in tree.layers if _on_overlay(layer.path)]
+        if stacked:
+            return _TooDeep(
+                "overlay",
+                f"{stacked[0]} lies on an overlay over another already, and the kernel stacks two at most",
+                "put the image on another file system: a tmpfs, or a bind mount of a directory on a disk",
+            )
+    return unsupported(op.name, reply.error, filesystem(op), own_userns=spec.userns == "auto")
+
+
+def _on_overlay(path: str) -> bool:
+    found = max(
+        (mount for mount in mount_table() if f"{path}/".startswith(mount.path.rstrip("/") + "/")),
+        key=lambda mount: len(mount.path),
+        default=None,
+    )
+    return found is not None and found.fstype == "overlay"
 
 
 def _setup_error(ops: Sequence[Op], reply: _native.Reply, group: Group) -> SetupError:

@@ -12,6 +12,7 @@ hostname       box
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
 from typing import Final
@@ -57,6 +58,13 @@ def encode_request(
 ) -> bytes:
     """Return the head of a message: ``struct isobox_request``."""
     return _REQUEST.pack(kind, flags, size, nfds, number, *(*args, 0, 0, 0)[:3])
+
+
+def filesystem(op: Op) -> str:
+    """The kind of file system that an op makes; empty for other ops."""
+    if op.name == "FSOPEN":
+        return os.fsdecode(op.strings[0])
+    return op.note if op.name == "FSMOUNT" else ""
 
 
 def describe(op: Op, width: int = 14) -> str:

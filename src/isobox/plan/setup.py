@@ -138,7 +138,7 @@ class _Stage:
                 self.add("FSCONFIG_FLAG", strings=(key,))
             else:
                 self.add("FSCONFIG_STRING", strings=(key, value))
-        self.add("FSMOUNT", attributes)
+        self.add("FSMOUNT", attributes, note=kind)
         self.add("ATTACH", below, strings=(target,), note=kind)
 
 
@@ -287,7 +287,7 @@ def _tree(stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str) -> 
             stage.add("FSCONFIG_FLAG", strings=("userxattr",))
         if setup.disk_scratch is not None:
             stage.add("FSCONFIG_FLAG", strings=("volatile",), note="no fsync: the layer is thrown away")
-        stage.add("FSMOUNT", ATTR_NODEV)
+        stage.add("FSMOUNT", ATTR_NODEV, note="overlay")
     stage.add("ATTACH", HOST_PATH if root else BELOW_ROOT, strings=(target,), note=f"{tree.kind} {number}")
     if tree.kind == "overlay":
         stage.add("BASE", strings=(f"{uppers}/upper/{number}",), note=f"upper {number}")

@@ -1,10 +1,12 @@
 """The image "host": this machine's system as an unprivileged user may see it, copy-on-write.
 
-Two shapes, since the kernel lets only root clone "/" without the mounts below it:
+Two shapes, since the kernel lets only root clone "/" without the mounts below it (and not where these
+were taken over from another user's mount namespace):
 
 - root: one overlay over "/", with what is never visible taken out of it by whiteouts, and one tree
   for each real file system that is mounted below a visible directory;
-- an ordinary user: an empty root with one tree for each visible top-level directory.
+- an ordinary user, or root of such a namespace: an empty root with one tree for each visible top-level
+  directory.
 
 In both, the Python in use gets trees of its own where it lies under a hidden directory. Files that
 others may not read need nothing here: the host's root has no identity in the container, so the
@@ -134,8 +136,12 @@ def _skeleton() -> dict[str, Directory]:
 class _Builder:
     """Collects the parts of one Rootfs; only `host_image` uses it."""
 
-    def __init__(self, root: bool, state_dir: str, python_paths: Sequence[str]) -> None:
+    def __init__(
+        self, root: bool, whole: bool, stacks: bool, state_dir: str, python_paths: Sequence[str]
+    ) -> None:
         self.root = root
+        self.whole = whole
+        self.lower = OVERLAY_LOWER if stacks else OVERLAY_LOWER - {"overlay"}
         self.homes = Homes.read()
         self.hidden = _hidden_paths(self.homes, state_dir)
         table = {mount.path: mount for mount in mount_table()}
@@ -196,8 +202,7 @@ class _Builder:
                 self.trees.append(Tree(path, (Layer(path),), "bind", is_file=True))
             return
         # Without privileges the kernel refuses to take a directory without the mounts below it.
-        whole = not self.root and bool(self.submounts(path))
-        if whole or self.file_system(path) not in OVERLAY_LOWER:
+        if (not self.whole and self.submounts(path)) or self.file_system(path) not in self.lower:
             self.trees.append(Tree(path, (Layer(path),), "bind"))
             self._cover(path)
             return
@@ -285,19 +290,19 @@ class _Builder:
                 parent = os.path.dirname(parent)
 
     def _is_there(self, path: str) -> bool:
-        if self.root:
+        if self.whole:
             return self.visible(path) and os.path.isdir(path)
         return any(within(path, tree.target) for tree in self.trees) and os.path.isdir(path)
 
     def build(self) -> Rootfs:
-        if self.root:
+        if self.whole:
             hidden = tuple(_relative(h, "/") for h in (*self.hidden, *SPECIAL))
             first = Tree("/", (Layer("/"),), hidden=hidden)
         else:
             first = Tree("/", ())
             self.add_top_level()
         self.add_python()
-        if self.root:
+        if self.whole:
             self.add_submounts()
         self._add_missing_parents()
         self.trees.sort(key=lambda tree: components(tree.target))
@@ -310,18 +315,28 @@ def _relative(path: str, parent: str) -> str:
     return path[len(parent) :].lstrip("/")
 
 
-def host_image(*, root: bool, state_dir: str, python_paths: Sequence[str]) -> Rootfs:
+def host_image(
+    *,
+    root: bool,
+    state_dir: str,
+    python_paths: Sequence[str],
+    whole: bool | None = None,
+    stacks: bool = True,
+) -> Rootfs:
     """Describe this machine's host image as it is now; the caller keeps it as long as it likes.
 
-    `root`: whether the container is made with the host's root privileges. `state_dir`: where isobox
-    keeps its state; hidden too. `python_paths`: what `python_paths()` gives, or a part of it.
+    `root`: whether the container is made with the host's root privileges; `whole`: whether the kernel lets
+    it clone "/" without the mounts below it, as it does for root unless told otherwise; `stacks`: whether an
+    overlay may lie on another, which the kernel allows two deep, else such places are shown read-only.
+    `state_dir`: where isobox keeps its state; hidden too. `python_paths`: what `python_paths()` gives, or a
+    part of it.
 
     >>> import isobox.rootfs.host_image as m
     >>> rootfs = m.host_image(root=True, state_dir="/run/isobox", python_paths=())
     >>> rootfs.trees[0].target, "tmp" in rootfs.trees[0].hidden
     ('/', True)
     """
-    return _Builder(root, state_dir, python_paths).build()
+    return _Builder(root, root if whole is None else whole, stacks, state_dir, python_paths).build()
 
 
 def python_paths() -> tuple[str, ...]:
