@@ -409,6 +409,9 @@ class Process:
                 self._reason = "killed"
             else:
                 self._reason = "signaled" if code < 0 else "exited"
+        if self._reason == "oom":
+            # Ended as a whole on v2; on v1 what is left of it may still get to an end of its own.
+            code = -signals.SIGKILL
         self._usage = usage
         self._release(pump)
         self.returncode = code
