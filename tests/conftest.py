@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 import requirements
+from patience import patient
 
 # A loaded machine is no bug, so no deadlines; nothing is written into the checkout.
 hypothesis.settings.register_profile(
@@ -16,6 +17,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("isobox")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout's own
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("timeout") is None:
+        config.option.timeout = patient(float(config.getini("timeout")))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -38,6 +38,14 @@ guest)
     command -v linux.uml >/dev/null 2>&1 || need user-mode-linux
     command -v busybox >/dev/null 2>&1 || need busybox-static
     command -v mkfs.ext4 >/dev/null 2>&1 || need e2fsprogs
+    command -v qemu-system-x86_64 >/dev/null 2>&1 || need qemu-system-x86
+    [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
+    [ -e /lib/systemd/systemd ] || need systemd
+    [ -e /usr/share/pam-configs/systemd ] || need libpam-systemd
+    command -v dbus-daemon >/dev/null 2>&1 || need dbus
+    [ -e /usr/lib/systemd/user/dbus.socket ] || need dbus-user-session
+    command -v newuidmap >/dev/null 2>&1 || need uidmap
+    command -v useradd >/dev/null 2>&1 || need passwd
     ;;
 lint)
     if [ "${CI:-}" = true ]; then

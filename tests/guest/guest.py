@@ -1,10 +1,14 @@
-"""Run a command in a small virtual machine: Linux 6.1 with cgroup v2 only, and this machine's files.
+"""Run a command in a small virtual machine: cgroup v2 only, and this machine's files.
 
-``python tests/guest/guest.py COMMAND...`` (as root). User Mode Linux: no KVM is needed and programs run at
-full speed, on one CPU. What the command writes stays in the guest's memory or on its throw-away disk, except
-below this checkout. Its output and its exit status are the command's; 125 says that the guest itself failed.
+``python tests/guest/guest.py COMMAND...`` (as root) boots User Mode Linux 6.1: no KVM is needed and programs
+run at full speed, on one CPU, without cpuset, pressure and time namespaces. With ``--qemu`` it is Linux 6.12
+on two CPUs with all that isobox uses, about twelve times slower where there is no KVM. ``--systemd`` is
+that with systemd as PID 1, the command in a login session of root or, with ``--user``, of an ordinary user,
+whose cgroup is its own with ``--delegate``.
 
-Debian's packages user-mode-linux, busybox-static and e2fsprogs are needed.
+What the command writes stays in the guest's memory or on its throw-away disk, except below this checkout. Its
+output and its exit status are the command's; 125 says that the guest itself failed. The packages that it
+needs are in the set "guest" of tests/prerequisites.sh; Debian's kernel is fetched into .cache once.
 """
 
 from __future__ import annotations
@@ -20,24 +24,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from machines import CHECKOUT, Boot, Qemu, UserModeLinux
+
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parent.parent
 FAILED = 125
 TIMED_OUT = 124
 DISK_BYTES = 8 << 30  # sparse
-NEEDED = ("linux.uml", "busybox", "mkfs.ext4", "unshare")
-PASSED_ON = ("CI", "ISOBOX_MUST_WORK", "ISOBOX_MAY_LACK", "ISOBOX_LEAK_RUNS", "ISOBOX_KILLS")
+SCRIPTS = ("init.sh", "run.sh", "session.sh", "systemd.sh")
+PASSED_ON = (
+    "CI",
+    *(f"ISOBOX_{name}" for name in ("MUST_WORK", "MAY_LACK", "LEAK_RUNS", "KILLS", "PATIENCE")),
+)
 
 
-def prepare(folder: Path, command: Sequence[str], environment: dict[str, str]) -> None:
-    """Write what the guest reads: its first program, its settings, the command, an empty disk."""
-    shutil.copy(HERE / "init.sh", folder / "init")
-    (folder / "init").chmod(0o755)
-    (folder / "settings").write_text(f"checkout={shlex.quote(str(CHECKOUT))}\n")
+def prepare(
+    folder: Path, command: Sequence[str], environment: Mapping[str, str], settings: Mapping[str, str]
+) -> None:
+    """Write what the guest reads: its own programs, their settings, the command, an empty disk."""
+    for script in SCRIPTS:
+        shutil.copy(HERE / script, folder)
+        (folder / script).chmod(0o755)
+    (folder / "init.sh").rename(folder / "init")
+    (folder / "settings").write_text(
+        "".join(f"{key}={shlex.quote(value)}\n" for key, value in settings.items())
+    )
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines += [f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(command)}"]
     (folder / "command").write_text("#!/bin/sh\n" + "\n".join(lines) + "\n")
@@ -47,23 +61,10 @@ def prepare(folder: Path, command: Sequence[str], environment: dict[str, str]) -
     subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", folder / "disk"], check=True)
 
 
-def boot(folder: Path, memory: int, said: socket.socket, status: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the guest; its consoles 1 and 2 are these sockets. It ends with the process that is returned."""
-    with (folder / "console").open("wb") as console:
-        return subprocess.Popen(
-            [
-                # In a PID namespace of its own: none of its many processes outlives it.
-                *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                *("linux.uml", f"mem={memory}M", f"ubd0={folder}/disk", f"uml_dir={folder}/uml"),
-                *("root=/dev/root", "rootfstype=hostfs", "hostfs=/", "ro", f"init={folder}/init"),
-                *("quiet", "panic=-1", "noreboot", "con=null", "con0=null,fd:2"),
-                *(f"con1=null,fd:{said.fileno()}", f"con2=null,fd:{status.fileno()}"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=console,
-            pass_fds=(said.fileno(), status.fileno()),
-        )
+def closed_to_others() -> list[Path]:
+    """The folders above this checkout and this Python that an ordinary user may not enter."""
+    above = (*CHECKOUT.parents, *Path(sys.base_prefix).resolve().parents)
+    return [folder for folder in dict.fromkeys(above) if not folder.stat().st_mode & 0o001]
 
 
 def relay(said: socket.socket, status: socket.socket, deadline: float) -> int | None:
@@ -90,27 +91,35 @@ def relay(said: socket.socket, status: socket.socket, deadline: float) -> int | 
     return None
 
 
-def run(command: Sequence[str], *, memory: int, timeout: float) -> int:
+def run(
+    machine: UserModeLinux | Qemu, command: Sequence[str], *, systemd: bool, memory: int, timeout: float
+) -> int:
     """Boot, run, end. Returns the exit status."""
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "ISOBOX_GUEST": "uml",
+        "ISOBOX_GUEST": machine.name,
+        **machine.environment,
         **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+    }
+    settings = {
+        "machine": machine.name,
+        "checkout": str(CHECKOUT),
+        "systemd": "yes" if systemd else "",
+        "closed": shlex.join(map(str, closed_to_others())),
+        **machine.settings(),
     }
     with ExitStack() as stack:
         scratch = tempfile.TemporaryDirectory(prefix="isobox-guest-", dir="/var/tmp")
         folder = Path(stack.enter_context(scratch))
-        prepare(folder, command, environment)
+        prepare(folder, command, environment, settings)
         ends = []
         for _ in range(2):
             ours, theirs = socket.socketpair()
             ends.append((stack.enter_context(ours), stack.enter_context(theirs)))
-        machine = boot(folder, memory, ends[0][1], ends[1][1])
-        stack.callback(machine.wait)
-        stack.callback(machine.kill)
+        machine.start(Boot(folder, memory, (ends[0][1].fileno(), ends[1][1].fileno())), stack)
         for _, theirs in ends:
             theirs.close()
         status = relay(ends[0][0], ends[1][0], time.monotonic() + timeout)
@@ -126,20 +135,31 @@ def run(command: Sequence[str], *, memory: int, timeout: float) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--qemu", action="store_true", help="all controllers of cgroup v2; slow without KVM")
+    parser.add_argument("--systemd", action="store_true", help="QEMU with systemd as PID 1")
+    parser.add_argument("--user", action="store_true", help="an ordinary user's session of systemd")
+    parser.add_argument("--delegate", action="store_true", help="in a scope that systemd delegates")
     parser.add_argument("--memory", type=int, default=3072, metavar="MIB")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS")
     parser.add_argument("command", nargs="*", help="after --, where it has options")
     options = parser.parse_args()
-    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if (options.user or options.delegate) and not options.systemd:
+        parser.error("--user and --delegate go with --systemd")
+    if not options.command:
+        parser.error("no COMMAND")
+    machine = Qemu() if options.qemu or options.systemd else UserModeLinux()
+    missing = [name for name in machine.needed if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         why = f"there is no {missing[0]} here" if missing else "it has to be run by root"
         print(f"guest.py: {why}: see the head of {__file__}", file=sys.stderr)
         return FAILED
-    if not options.command:
-        parser.error("no COMMAND")
+    command = options.command
+    if options.systemd:
+        asked = [f"--{name}" for name in ("user", "delegate") if getattr(options, name)]
+        command = ["/run/guest/session.sh", *asked, *command]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    return run(options.command, memory=options.memory, timeout=options.timeout)
+    return run(machine, command, systemd=options.systemd, memory=options.memory, timeout=options.timeout)
 
 
 if __name__ == "__main__":
