@@ -42,14 +42,16 @@ class _V2(Dialect):
         group.set("cpu.weight", str(weight), lambda kept: int(kept) == weight, "cpu_weight")
 
     def set_cpuset(self, group: Directory, cpus: frozenset[int] | None) -> None:
-        wanted = frozenset() if cpus is None else cpus
         above = Directory(group.tree, os.path.dirname(group.name) or ".")
         # The kernel takes any list here; what it grants is in the effective file.
-        check_cpus(cpus, parse_ranges(above.read("cpuset.cpus.effective")))
-        text = format_ranges(wanted) or "\n"
+        usable = parse_ranges(above.read("cpuset.cpus.effective"))
+        check_cpus(cpus, usable)
+        # Lifted it names all: the kernel takes no empty list for a group in which processes are.
+        wanted = usable if cpus is None else cpus
+        text = format_ranges(wanted)
         group.set("cpuset.cpus", text, lambda kept: parse_ranges(kept) == wanted, "cpuset")
         granted = parse_ranges(group.read("cpuset.cpus.effective"))
-        if wanted and granted != wanted:
+        if granted != wanted:
             message = f"of the CPUs {format_ranges(wanted)} these are granted: {format_ranges(granted)}"
             raise CgroupError(errno.EINVAL, message, stage="cgroup", op="cpuset.cpus")
 
