@@ -18,6 +18,7 @@ import pytest
 import isobox
 from isobox import PIPE, Container, IoLimit, SpecError, StateError, UnsupportedError
 from leftovers import descendants, wait_until
+from patience import patient
 from programs import BOMB, HOG, python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -683,7 +684,7 @@ class TestUsage:
             usage = container.exec(python(code)).usage
             other.kill()
         assert usage.cpu_time is not None and usage.pids_peak == 2
-        assert usage.cpu_time < 2
+        assert usage.cpu_time < patient(2)
 
     def test_daemons_count(self) -> None:
         code = "import os, time\nif os.fork(): time.sleep(0.3)\nelif not os.fork():\n while True: pass"
@@ -697,7 +698,8 @@ class TestUsage:
             second = container.exec(["true"]).usage
         assert first.memory_peak is not None and second.memory_peak is not None
         assert second.memory_peak < 10 << 20 < first.memory_peak
-        assert second.cpu_time is not None and second.cpu_time < 0.1
+        assert second.cpu_time is not None and first.cpu_time is not None
+        assert second.cpu_time < first.cpu_time
 
     def test_unmeasured(self) -> None:
         with Container() as container:
