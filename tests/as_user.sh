@@ -1,9 +1,10 @@
 #!/bin/sh
 # usage: as_user.sh COMMAND...      (as root)
 # Runs a command of the tests as an ordinary user with a subuid range, made for it and removed
-# afterwards. With ISOBOX_DELEGATE=1 the user gets a cgroup of its own in each hierarchy of cgroup v1 and
-# starts in it, so that it can set limits. Where that user could not read this checkout or the Python of .venv (they lie below
-# /root, say), they are shown to it at their own paths in a mount namespace of this script's own.
+# afterwards. With ISOBOX_ONE_ID=1 the user has no such range, so that its containers have one id. With
+# ISOBOX_DELEGATE=1 it gets a cgroup of its own in each hierarchy and starts in it, so that it can set limits.
+# Where that user could not read this checkout or the Python of .venv (they lie below /root, say), they are
+# shown to it at their own paths in a mount namespace of this script's own.
 set -eu
 cd "$(dirname "$0")/.."
 here=$(pwd -P)
@@ -29,37 +30,82 @@ user=isobox-test-$$
 scratch=$(mktemp -d /tmp/isobox-as-user.XXXXXX)
 chmod 755 "$scratch"
 [ -e /etc/subuid ] || touch /etc/subuid /etc/subgid
-useradd --create-home --home-dir "$scratch/home" --shell /bin/sh "$user"
+ranges=
+[ "${ISOBOX_ONE_ID:-}" != 1 ] || ranges='--key SUB_UID_COUNT=0 --key SUB_GID_COUNT=0'
+# shellcheck disable=SC2086  # options
+useradd $ranges --create-home --home-dir "$scratch/home" --shell /bin/sh "$user"
 uid=$(id -u "$user")
-if ! grep -q "^$user:" /etc/subuid; then
+if [ -z "$ranges" ] && ! grep -q "^$user:" /etc/subuid; then
     usermod --add-subuids 300000000-300065535 --add-subgids 300000000-300065535 "$user"
 fi
 
 delegated=
+back=
+given=
 # Make cgroups below our own, give them to the user, and go there.
 delegate() {
     while IFS=: read -r _ controllers path; do
-        case $controllers in '' | name=*) continue ;; esac
+        case $controllers in name=*) continue ;; esac
         found=$(awk -v wanted="$controllers" '{
             for (i = 7; $i != "-"; i++);
-            if ($(i + 1) == "cgroup" && index("," $(i + 3) ",", "," wanted ",")) { print $4, $5; exit }
+            if (wanted == "" ? $(i + 1) == "cgroup2" \
+                : $(i + 1) == "cgroup" && index("," $(i + 3) ",", "," wanted ",")) { print $4, $5; exit }
         }' /proc/self/mountinfo)
         [ -n "$found" ] || continue
-        base="${found#* }/${path#"${found%% *}"}"
-        mkdir "$base/$user"
-        delegated="$delegated $base"
-        for file in cpuset.cpus cpuset.mems; do
-            [ ! -e "$base/$file" ] || cat "$base/$file" > "$base/$user/$file"
-        done
-        chown -R "$user" "$base/$user"
-        echo 0 > "$base/$user/tasks"
+        own="${found#* }/${path#"${found%% *}"}"
+        if [ -n "$controllers" ]; then delegate_v1 "$own"; else delegate_v2 "$own"; fi
     done < /proc/self/cgroup
+}
+
+delegate_v1() {
+    mkdir "$1/$user"
+    delegated="$delegated $1/$user"
+    for file in cpuset.cpus cpuset.mems; do
+        [ ! -e "$1/$file" ] || cat "$1/$file" > "$1/$user/$file"
+    done
+    chown -R "$user" "$1/$user"
+    back="$back $1/tasks"
+    echo 0 > "$1/$user/tasks"
+}
+
+# "Model of Delegation" in the kernel's cgroup-v2.rst. One that holds processes hands out no controllers, but
+# for the root: the user's group lies in the nearest one above ours that can.
+delegate_v2() {
+    above=$1
+    while [ -e "$above/cgroup.type" ] && [ -n "$(cat "$above/cgroup.procs")" ]; do
+        above=$(dirname "$above")
+    done
+    [ -n "$(cat "$above/cgroup.controllers")" ] || return 0 # v1 has them all
+    for controller in $(cat "$above/cgroup.controllers"); do
+        case " $(cat "$above/cgroup.subtree_control") " in *" $controller "*) continue ;; esac
+        echo "+$controller" > "$above/cgroup.subtree_control"
+        given="$given -$controller"
+    done
+    giver=$above
+    mkdir "$above/$user"
+    delegated="$delegated $above/$user"
+    chown "$user" "$above/$user"
+    for file in cgroup.procs cgroup.threads cgroup.subtree_control; do
+        chown "$user" "$above/$user/$file"
+    done
+    back="$back $1/cgroup.procs"
+    echo 0 > "$above/$user/cgroup.procs"
+}
+
+# Remove a group and those below it, once what was killed in them is gone.
+remove_group() {
+    for _ in $(seq 50); do
+        find "$1" -depth -type d -exec rmdir {} + 2>/dev/null || :
+        [ -d "$1" ] || return 0
+        sleep 0.1
+    done
+    echo "as_user.sh: $1 stays in use" >&2
 }
 
 finish() {
     trap '' INT TERM
-    for base in $delegated; do
-        echo 0 > "$base/tasks"
+    for file in $back; do
+        echo 0 > "$file"
     done
     for status in /proc/[0-9]*/status; do
         if [ "$(sed -n 's/^Uid:[[:space:]]*\([0-9]*\).*/\1/p' "$status" 2>/dev/null)" = "$uid" ]; then
@@ -67,8 +113,11 @@ finish() {
             kill -KILL "${pid%/status}" 2>/dev/null || :
         fi
     done
-    for base in $delegated; do
-        find "$base/$user" -depth -type d -exec rmdir {} + 2>/dev/null || :
+    for group in $delegated; do
+        remove_group "$group"
+    done
+    for controller in $given; do
+        echo "$controller" > "$giver/cgroup.subtree_control" || :
     done
     userdel "$user" 2>/dev/null || :
     rm -rf --one-file-system "$scratch/home" "$scratch/copy" "/tmp/isobox-$uid" "/tmp/pytest-of-$user"
@@ -123,20 +172,22 @@ if ! as_user sh -c "$readable" sh "$python" 2>/dev/null; then
     cd "$here"
 fi
 
-# An ordinary user has cgroups only where they were delegated.
-no_cgroups=cgroups,cgroup_cpu,cgroup_cpuset,cgroup_memory,cgroup_pids,cgroup_io,cgroup_freezer
+may_lack=${ISOBOX_MAY_LACK:-}
+[ -z "$ranges" ] || may_lack=$may_lack,id_ranges
 if [ "${ISOBOX_DELEGATE:-}" = 1 ]; then
     delegate
     if [ -z "$delegated" ]; then
-        echo "as_user.sh: no hierarchy of cgroup v1 here, so nothing was delegated and nothing run" >&2
+        echo "as_user.sh: no cgroup hierarchy with controllers here, so nothing was delegated and nothing run" >&2
+        [ "${ISOBOX_MUST_WORK:-}" != 1 ] || exit 1
         exit 0
     fi
-    no_cgroups=
+else # an ordinary user has cgroups only where they were delegated
+    may_lack=$may_lack,cgroups,cgroup_cpu,cgroup_cpuset,cgroup_memory,cgroup_pids,cgroup_io,cgroup_freezer
 fi
 set +e
 as_user env -i \
     HOME="$scratch/home" USER="$user" LOGNAME="$user" LANG="${LANG:-C.UTF-8}" PATH="$PATH" \
     PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY="$scratch/home/.hypothesis" \
     ${CI:+CI="$CI"} ${ISOBOX_MUST_WORK:+ISOBOX_MUST_WORK="$ISOBOX_MUST_WORK"} \
-    ISOBOX_MAY_LACK="${ISOBOX_MAY_LACK:-$no_cgroups}" \
+    ISOBOX_MAY_LACK="$may_lack" \
     "$@"
