@@ -91,7 +91,8 @@ def _kernel() -> Item:
             "boot a newer kernel",
             needed=True,
         )
-    old = [name for name in ("idmapped_overlay", "pids_peak", "lowerdir_plus") if not facts.since(name)]
+    helpful = ("idmapped_overlay", "pids_peak", "tmpfs_xattrs", "lowerdir_plus")
+    old = [name for name in helpful if not facts.since(name)]
     if old:
         return Item(
             "kernel",

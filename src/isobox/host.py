@@ -40,6 +40,7 @@ SINCE: Final[dict[str, tuple[tuple[int, int], str]]] = {
     "memory_peak": ((5, 19), "the file memory.peak of cgroup v2 (v1 has its own)"),
     "pids_peak": ((6, 1), "the file pids.peak"),
     "idmapped_tmpfs": ((6, 3), "idmapped mounts of tmpfs"),
+    "tmpfs_xattrs": ((6, 6), "removals of an image's directories with changes in memory"),
     "lowerdir_plus": ((6, 8), "overlay layers given one by one"),
     "layer_fds": ((6, 13), "overlay layers given as descriptors"),
 }
@@ -197,6 +198,14 @@ class HostFeatures:
     def _module(self, name: str) -> bool:
         modules = idmap.read_text(f"/lib/modules/{self.release}/modules.dep")
         return bool(re.search(rf"^\S*/{name}\.ko", modules, re.MULTILINE))
+
+    @property
+    def tmpfs_xattrs(self) -> bool:
+        """A tmpfs has user.* attributes, by which overlays in user namespaces note removed directories.
+
+        Without, removing a directory of the image that was changed, or making one anew, fails with EIO.
+        """
+        return self.since("tmpfs_xattrs")
 
     @property
     def lowerdir_plus(self) -> bool:

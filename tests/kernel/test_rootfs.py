@@ -18,6 +18,10 @@ from isobox.rootfs.host_image import python_paths
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
 ROOT = os.geteuid() == 0
+UPPERS = pytest.mark.parametrize(
+    "upper", [pytest.param("memory", marks=pytest.mark.requires("tmpfs_xattrs")), "disk"]
+)
+"""For what removes directories of the image."""
 
 
 def sh(container: Container, script: str) -> str:
@@ -121,8 +125,9 @@ def test_a_virtual_environment_in_a_hidden_directory(tmp_path: Path) -> None:
     assert "beside" not in done.stdout
 
 
-def test_a_folder_is_copied_on_write(image: Path) -> None:
-    with Container(image, mounts=MOUNTS) as container:
+@UPPERS
+def test_a_folder_is_copied_on_write(image: Path, upper: str) -> None:
+    with Container(image, mounts=MOUNTS, upper=upper) as container:
         assert sh(container, "stat -c %u:%g /data/a; cat /data/a") == "0:0\na"
         sh(container, "echo more >> /data/a; rm -r /data/sub; mkdir -p /new/dir; chmod 700 /etc")
         assert changed(container) == [
@@ -137,8 +142,9 @@ def test_a_folder_is_copied_on_write(image: Path) -> None:
     assert sorted(os.listdir(image / "data")) == ["a", "sub"]
 
 
-def test_a_directory_made_anew_hides_the_old(image: Path) -> None:
-    with Container(image, mounts=MOUNTS) as container:
+@UPPERS
+def test_a_directory_made_anew_hides_the_old(image: Path, upper: str) -> None:
+    with Container(image, mounts=MOUNTS, upper=upper) as container:
         sh(container, "rm -r /data; mkdir /data; echo c > /data/c")
         assert sh(container, "ls /data") == "c\n"
         assert changed(container) == [
