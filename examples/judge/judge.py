@@ -2,6 +2,7 @@
 
     python examples/judge/judge.py                       the problem "sums" and its submissions
     python examples/judge/judge.py --problem DIR FILES   others
+    python examples/judge/judge.py --cpu-time 2          on a machine that is half as fast
 
 A problem is a folder with `tests/NAME.in` and `tests/NAME.out`. Verdicts:
 AC accepted, WA wrong answer, TLE time limit, MLE memory limit, OLE output limit, RE runtime error,
@@ -37,7 +38,7 @@ BY_REASON: dict[Reason, str] = {
 class Limits:
     """What one run may use. A run that sleeps uses no CPU time, hence a limit on the wall time too."""
 
-    cpu_time: float = 1.0
+    cpu_time: float
     memory: str = "64M"
 
     @property
@@ -133,6 +134,7 @@ def main() -> int:
     """Judge and print a table."""
     parser = argparse.ArgumentParser(description="Judge submissions in containers.")
     parser.add_argument("--problem", type=Path, default=HERE / "sums")
+    parser.add_argument("--cpu-time", type=float, default=1.0, metavar="SECONDS")
     parser.add_argument("submissions", type=Path, nargs="*")
     options = parser.parse_args()
     tests = sorted(options.problem.glob("tests/*.in"))
@@ -140,7 +142,8 @@ def main() -> int:
     if not tests:
         parser.error(f"{options.problem} has no tests/*.in")
     try:
-        verdicts = [judge(submission, tests, Limits()) for submission in submissions]
+        limits = Limits(cpu_time=options.cpu_time)
+        verdicts = [judge(submission, tests, limits) for submission in submissions]
     except UnsupportedError as error:
         print(f"A judge without limits would be none: {error}", file=sys.stderr)
         return 2
