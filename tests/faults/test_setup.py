@@ -43,7 +43,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
         "hostname": "box",
         "read_only": True,
         "rlimits": {"nofile": 512},
-        "namespaces": {"time": "private"},
+        "namespaces": {"time": "private" if hosts.features().time_namespaces else "host"},
         "name": f"faults-{os.getpid()}",
     }
     if hosts.features().cgroup_memory:

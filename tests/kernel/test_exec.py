@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +29,15 @@ pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 def box() -> Iterator[Container]:
     with Container() as container:
         yield container
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """As many as the kernel lets any program have, instead of 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class TestResult:
@@ -531,7 +541,7 @@ class TestAtOnce:
             assert time.monotonic() - began < 5
             process.kill()
 
-    def test_two_hundred_running(self, box: Container) -> None:
+    def test_two_hundred_running(self, box: Container, many_descriptors: None) -> None:
         processes = [box.popen(["cat"], stdin=PIPE, measure=False) for _ in range(200)]
         for process in processes:
             assert process.stdin is not None

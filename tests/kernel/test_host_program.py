@@ -613,9 +613,9 @@ threading.Thread(target=lambda: print(c.exec(["sh", "-c", "sleep 0.3; exit 5"]).
     def test_what_is_resident_costs_nothing(self) -> None:
         # A fork of this program would have the kernel look at every page when it is written again.
         code = """
-import mmap, resource, isobox
+import mmap, os, resource, isobox
 kept = mmap.mmap(-1, 200 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-kept.madvise(mmap.MADV_NOHUGEPAGE)
+if os.path.exists("/sys/kernel/mm/transparent_hugepage"): kept.madvise(mmap.MADV_NOHUGEPAGE)
 for i in range(0, len(kept), 4096): kept[i] = 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):

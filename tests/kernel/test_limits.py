@@ -288,9 +288,9 @@ class TestPids:
 
 
 def _disk() -> str | None:
-    """A device that io limits can be for: the one below a file system, if it has one."""
-    number = os.stat(__file__).st_dev
-    return f"{os.major(number)}:{os.minor(number)}" if os.major(number) else None
+    """A device that io limits can be for: the one below a file system, where one has it."""
+    numbers = (os.stat(path).st_dev for path in ("/", "/var/tmp", Path(__file__).parent))
+    return next((f"{os.major(each)}:{os.minor(each)}" for each in numbers if os.major(each)), None)
 
 
 @pytest.mark.requires("cgroup_io")
@@ -491,7 +491,7 @@ class TestWhatIsSeenInside:
                 assert seen(container)[0] == {"2"} or len(CPUS) > 2
 
 
-@pytest.mark.requires("cgroups", "cgroup_cpuset")
+@pytest.mark.requires("cgroups")
 class TestUpdate:
     @pytest.fixture
     def container(self) -> Iterator[Container]:
@@ -539,6 +539,7 @@ class TestUpdate:
                 process.wait(20)
                 assert process.result().reason == "oom"
 
+    @pytest.mark.requires("cgroup_cpuset")
     def test_the_cpuset_of_programs_that_run(self, container: Container) -> None:
         if len(CPUS) < 2:
             pytest.skip("one cpu only")
@@ -648,7 +649,8 @@ class TestUsage:
         with Container() as container:
             usage = container.exec(python(code)).usage
         assert usage.cpu_time is not None and usage.wall_time is not None
-        assert 0.2 <= usage.cpu_time < 1.5
+        # One process, that sleeps for a tenth of a second; the rest depends on the machine.
+        assert 0.2 <= usage.cpu_time < usage.wall_time - 0.05
         assert 0.3 <= usage.wall_time < 10
         assert usage.cpu_user is not None and usage.cpu_system is not None
         assert usage.cpu_user + usage.cpu_system == pytest.approx(usage.cpu_time, abs=0.02)
@@ -687,7 +689,16 @@ class TestUsage:
         assert usage.cpu_time < patient(2)
 
     def test_daemons_count(self) -> None:
-        code = "import os, time\nif os.fork(): time.sleep(0.3)\nelif not os.fork():\n while True: pass"
+        code = """
+import os, time
+here, there = os.pipe()
+if os.fork():
+    os.read(here, 1)
+elif not os.fork():
+    while time.process_time() < 0.15: pass
+    os.write(there, b"x")
+    while True: pass
+"""
         with Container() as container:
             usage = container.exec(python(code)).usage
         assert usage.cpu_time is not None and usage.cpu_time > 0.1
