@@ -77,7 +77,7 @@ class Shared:
         facts = features()
         self.root = facts.is_root
         # Device nodes are the machine's root's to make, not those of root in a user namespace.
-        self._makes_devices = facts.is_root and not facts.in_user_namespace
+        self.makes_devices = facts.is_root and not facts.in_user_namespace
         self.lowerdir_plus = facts.since("lowerdir_plus")
         self.owner = runtime.current()
         self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
@@ -183,7 +183,7 @@ class Shared:
 
     def device_tree(self, extra: Sequence[str], owner: tuple[int, int]) -> int | None:
         """Return a detached tmpfs of device nodes, the caller's; None for an ordinary user."""
-        if not self._makes_devices:
+        if not self.makes_devices:
             return None
         if extra:
             return _make_device_tree(extra, owner)

@@ -20,7 +20,6 @@ from .cgroups import Device, Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import disk_refused, hint, unsupported
-from .host import features
 from .idmap import IdMap
 from .interrupts import Undisturbed
 from .plan.ops import Op, describe, encode, filesystem
@@ -221,13 +220,13 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
         raise UnsupportedError(
             'userns="host"', "only root may make the other namespaces without it", 'use userns="auto"'
         )
-    for name, whose in spec.namespaces.items():
-        if whose == "private" and name not in features().namespaces:
-            raise UnsupportedError(
-                f"a {name} namespace of its own",
-                f"the kernel was built without {name} namespaces",
-                f'use namespaces={{"{name}": "host"}}, or a kernel that was built with them',
-            )
+    # Not by host.features(): its facts are kept behind locks, which a fork may leave held.
+    if spec.namespaces["time"] == "private" and not os.path.exists("/proc/self/ns/time"):
+        raise UnsupportedError(
+            "a time namespace of its own",
+            "the kernel was built without time namespaces",
+            'leave namespaces["time"] at "host", or boot a kernel that has them',
+        )
     if spec.disk is not None and spec.upper == "disk":
         raise UnsupportedError(
             'disk with upper="disk"',
@@ -243,7 +242,7 @@ def _held_to(spec: ContainerSpec, mask: int, shared: Shared) -> frozenset[Device
     one who may mount there could open those that lie in a folder of the host's that is bound in.
     """
     may_mount = mask >> capabilities.BITS["CAP_SYS_ADMIN"] & 1
-    if not shared.root or features().in_user_namespace or (spec.userns == "auto" and not may_mount):
+    if not shared.makes_devices or (spec.userns == "auto" and not may_mount):
         return None
     usual = {Device("c", *numbers) for numbers in (*DEVICES.values(), *TERMINALS)}
     return frozenset(usual.union(*map(_device, spec.devices)))
