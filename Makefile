@@ -15,7 +15,6 @@ TESTS ?= tests
 # Not the leaks, which measure memory that the sanitizers keep back; not the faults, which take away the
 # descriptors and the processes that the sanitizers themselves need.
 SANITIZE_TESTS ?= tests/unit tests/kernel
-GUEST_TESTS ?= tests/unit tests/kernel tests/faults
 PYTEST_ARGS ?=
 
 .PHONY: demo test test-guest lint bench sanitize venv clean
@@ -45,7 +44,7 @@ test: venv
 test-guest: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	@sh tests/prerequisites.sh guest "$(PYTHON)"
-	$(RUN) tests/guest/guest.py -- $(RUN) -m pytest -p no:cacheprovider $(GUEST_TESTS) $(PYTEST_ARGS)
+	$(RUN) tests/guest/guest.py -- sh tests/guest/suite.sh $(RUN) $(PYTEST_ARGS)
 
 lint: venv
 	@sh tests/prerequisites.sh lint "$(PYTHON)"
