@@ -21,6 +21,7 @@ from attrs import fields, frozen
 import isobox
 from isobox import cgroups, runtime, shared
 from isobox.cgroups.collection import find
+from patience import patient
 
 _NUMBER = re.compile(r"\d+")
 _SETTLE_SECONDS = 15.0
@@ -142,7 +143,7 @@ def settled(before: Counts, seconds: float = _SETTLE_SECONDS) -> list[str]:
 
 def wait_until(holds: Callable[[], object], seconds: float = 10.0) -> bool:
     """Look again and again; False if it did not come true."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     pause = 0.001
     while not holds():
         if time.monotonic() > deadline:

@@ -8,6 +8,7 @@ from typing import Any
 
 from isobox import Container
 from leftovers import descendants
+from patience import patient
 
 ROOT = os.geteuid() == 0
 
@@ -24,7 +25,7 @@ def sh(container: Container, script: str, **options: Any) -> str:
 
 def said(container: Container, args: list[str], **options: Any) -> str:
     """What a program writes to stdout; it has to end well."""
-    result = container.exec(args, text=True, **{"timeout": 60, **options})
+    result = container.exec(args, text=True, **{"timeout": patient(60), **options})
     assert result.ok, (result.reason, result.returncode, result.stdout, result.stderr)
     assert isinstance(result.stdout, str)
     return result.stdout

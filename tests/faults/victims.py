@@ -21,6 +21,7 @@ from typing import Any
 
 import isobox
 from isobox import host, runtime
+from patience import patient
 from seams import CALLS
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -100,7 +101,7 @@ def all_gone(pid: int, killed: float = 0.0) -> tuple[int, float]:
     From its killing on, where that is known, else from its death on.
     """
     status, died = 0, 0.0
-    signal.alarm(20)  # a hang ends this program, and the test sees that
+    signal.alarm(round(patient(20)))  # a hang ends this program, and the test sees that
     while True:
         try:
             ended, found = os.waitpid(-1, WALL)
@@ -125,7 +126,7 @@ def at_random(count: int, seed: int) -> dict[str, Any]:
     times, dead = [], set()
     for _ in range(count):
         pid = fork(lambda: work(1000))
-        time.sleep(chance.random() ** 2 * 0.15)
+        time.sleep(chance.random() ** 2 * patient(0.15))
         os.kill(pid, signal.SIGKILL)
         status, seconds = all_gone(pid, time.monotonic())
         assert status == signal.SIGKILL, f"a victim ended by itself: {status}"

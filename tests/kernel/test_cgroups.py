@@ -20,6 +20,7 @@ from isobox.cgroups import CgroupHost, Controller, Group, Groups, discover
 from isobox.cgroups.group import DEFAULT_PIDS
 from isobox.errors import CgroupError, StateError, UnsupportedError
 from isobox.spec import IoLimit, Limits
+from patience import patient
 
 HOST = discover()
 NOTHING = Limits(pids=None)
@@ -70,7 +71,7 @@ def start(code: str, *groups: Group, pipe: bool = False) -> subprocess.Popen[str
 
 def wait_for(condition: object, seconds: float = 10.0) -> None:
     assert callable(condition)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
@@ -78,7 +79,7 @@ def wait_for(condition: object, seconds: float = 10.0) -> None:
 
 def ended(*processes: subprocess.Popen[str]) -> None:
     for process in processes:
-        process.wait(10)
+        process.wait(patient(10))
         if process.stdout is not None:
             process.stdout.close()
 
@@ -631,7 +632,7 @@ def test_many_threads(groups: Groups) -> None:
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     program = f"import sys\nsys.path[:] = {sys.path!r}\n" + code
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=patient(60), check=False
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from isobox import runtime, shared
 from isobox.doctor import doctor, doctor_clean
 from isobox.findings import Item, Report
+from patience import patient
 
 PROGRAM = """
 import json, os
@@ -43,7 +44,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def elsewhere(*wrapper: str, shell: str = "") -> dict[str, Item]:
     """What the doctor says below another program, after commands of a shell there."""
     command = [*wrapper, "sh", "-ec", f'{shell}\nexec "$0" -c "$1"', sys.executable, PROGRAM]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=patient(60))
     return {name: Item(name, *rest) for name, rest in json.loads(done.stdout).items()}
 
 
@@ -90,7 +91,7 @@ doctor(); first = counts()
 for _ in range(5): doctor()
 assert counts() == first, (counts(), first)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=patient(60))
     assert os.listdir(places / "state/owners") == os.listdir(places / "data/owners") == []
 
 
@@ -157,7 +158,9 @@ c = isobox.Container("host", name="left", upper="disk").start()
 print(c.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=patient(60)
+    )
     assert done.returncode == -9 and done.stdout.strip().isdigit()
     found = doctor_clean()
     assert len(found.owners) == len(found.directories) == 1

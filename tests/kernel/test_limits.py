@@ -712,6 +712,19 @@ elif not os.fork():
         assert second.cpu_time is not None and first.cpu_time is not None
         assert second.cpu_time < first.cpu_time
 
+    @pytest.mark.requires("pressure", "cgroup_cpuset")
+    @pytest.mark.skipif(
+        isobox.host.features().cgroup_layout != "v2", reason="v1 measures it for the whole machine only"
+    )
+    def test_waiting_for_a_cpu_is_pressure(self) -> None:
+        with Container(cpuset=[CPUS[0]]) as container:
+            alone = container.exec(["sleep", "0.3"]).usage
+            both = container.exec(python("import os\nos.fork()\n" + used(0.3))).usage
+        assert alone.pressure is not None and both.pressure is not None
+        assert set(both.pressure) == {"cpu", "io", "memory"}
+        assert both.pressure["cpu"] > alone.pressure["cpu"] + 0.1
+        assert "pressure" in both.sources
+
     def test_unmeasured(self) -> None:
         with Container() as container:
             usage = container.exec(["true"], measure=False).usage

@@ -29,11 +29,12 @@ from isobox import (
     cgroups,
 )
 from leftovers import descendants, wait_until
+from patience import patient
 from programs import BOMB, DAEMON, HOG, alone, python
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
-SOON = 1.0
+SOON = patient(1.0)
 _FREEZER = cgroups.discover().controllers.get("freezer")
 V1 = _FREEZER is not None and _FREEZER.version == 1
 """Seconds within which a limit has to have done its work."""
@@ -175,7 +176,7 @@ class TestCpuTime:
         assert alone(box)
 
     def test_a_sleeper_uses_none(self, box: Container) -> None:
-        result = box.exec(["sleep", "0.4"], cpu_time=0.1)
+        result = box.exec(["sleep", str(patient(0.4))], cpu_time=patient(0.1))
         assert (result.reason, result.returncode) == ("exited", 0)
 
     def test_the_wall_clock_first(self, box: Container) -> None:
@@ -362,12 +363,12 @@ class TestPaused:
         results: list[Result[Any]] = []
         with Container() as container:
             thread = threading.Thread(
-                target=lambda: results.append(container.exec(["sleep", "60"], timeout=1.0))
+                target=lambda: results.append(container.exec(["sleep", "60"], timeout=patient(0.6)))
             )
             thread.start()
             assert wait_until(lambda: "sleep S" in descendants(container.pid or 0).values())
             container.pause()
-            thread.join(1.5)
+            thread.join(patient(1.2))
             assert thread.is_alive()
             container.resume()
             thread.join(5)
