@@ -2,7 +2,8 @@
 #   make demo       see it work          make test   all tests; as root, as an ordinary user too
 #   make lint       style, types, layers make bench  measure against the kernel's floor and other engines
 #   make sanitize   the tests with AddressSanitizer and UndefinedBehaviorSanitizer
-#   make test-guest (as root) the tests in a virtual machine with cgroup v2 only
+#   make test-guest (as root) the tests in virtual machines with cgroup v2 only
+#   make test-guest-systemd (as root) tests in sessions of systemd, of root and of an ordinary user
 #   make venv       only the environment make clean  remove what was built
 
 PYTHON ?= python3
@@ -15,9 +16,13 @@ TESTS ?= tests
 # Not the leaks, which measure memory that the sanitizers keep back; not the faults, which take away the
 # descriptors and the processes that the sanitizers themselves need.
 SANITIZE_TESTS ?= tests/unit tests/kernel
+# What User Mode Linux can't show: cpusets, pressure, time namespaces, two CPUs, newer overlays and idmapped mounts.
+QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/test_doctor.py \
+    tests/kernel/test_namespaces.py tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py \
+    tests/kernel/test_features.py tests/kernel/test_meaning.py tests/kernel/test_devices.py
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-guest lint bench sanitize venv clean
+.PHONY: demo test test-guest test-guest-systemd lint bench sanitize venv clean
 
 venv: $(STAMP)
 
@@ -45,6 +50,13 @@ test-guest: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	@sh tests/prerequisites.sh guest "$(PYTHON)"
 	$(RUN) tests/guest/guest.py -- sh tests/guest/suite.sh $(RUN) $(PYTEST_ARGS)
+	ISOBOX_MUST_WORK=1 ISOBOX_MAY_LACK= $(RUN) tests/guest/guest.py --qemu -- \
+	    $(RUN) -m pytest -p no:cacheprovider -m 'not slow' $(QEMU_TESTS) $(PYTEST_ARGS)
+
+test-guest-systemd: venv
+	@sh tests/prerequisites.sh test "$(PYTHON)"
+	@sh tests/prerequisites.sh guest "$(PYTHON)"
+	$(RUN) tests/guest/guest.py --systemd -- sh tests/guest/sessions.sh $(RUN)
 
 lint: venv
 	@sh tests/prerequisites.sh lint "$(PYTHON)"

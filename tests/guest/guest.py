@@ -159,7 +159,11 @@ def main() -> int:
         command = ["/run/guest/session.sh", *asked, *command]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    return run(machine, command, systemd=options.systemd, memory=options.memory, timeout=options.timeout)
+    try:
+        return run(machine, command, systemd=options.systemd, memory=options.memory, timeout=options.timeout)
+    except (ChildProcessError, LookupError, subprocess.CalledProcessError) as error:
+        print(f"guest.py: {error}", file=sys.stderr)
+        return FAILED
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ chown guest: /home/guest
 for ranges in /etc/subuid /etc/subgid; do
     grep -qs ^guest: $ranges || echo guest:524288:65536 >>$ranges
 done
-eval "chmod o+x $closed"  # in the guest only
+[ -z "$closed" ] || eval "chmod o+x $closed"  # in the guest only
 
 cat >$units/guest.service <<'END'
 [Unit]
