@@ -35,6 +35,7 @@ NAMESPACES: Final[dict[str, Namespace]] = {
 }
 
 _MOST_PIDS: Final = 4_194_304  # the kernel's PID_MAX_LIMIT
+_LEAST_HUGE_PAGE: Final = 8192  # twice the least page of any machine
 _LARGEST_ID: Final = 2**32 - 2  # the last id is the kernel's "none"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?", re.ASCII)
@@ -194,6 +195,21 @@ def user(value: object) -> str:
                 raise SpecError("user", value, f"an id of at most {_LARGEST_ID}")
         return value
     return str(parse_int(value, field="user", least=0, most=_LARGEST_ID, expected=expected))
+
+
+def hugetlb(value: object) -> dict[int, int]:
+    expected = 'a mapping of page sizes to bytes, such as {"2M": "64M"}'
+    if not isinstance(value, Mapping):
+        raise SpecError("hugetlb", value, expected)
+    result: dict[int, int] = {}
+    for page, limit in value.items():
+        size = parse_size(page, field="hugetlb")
+        if size & (size - 1) or size < _LEAST_HUGE_PAGE:
+            raise SpecError("hugetlb", page, 'the size of a huge page, such as "2M" or "1G"')
+        if size in result:
+            raise SpecError("hugetlb", page, "each size once")
+        result[size] = parse_size(limit, field=f"hugetlb[{page!r}]", least=0)
+    return result
 
 
 def rlimits(value: object) -> dict[str, tuple[int, int]]:

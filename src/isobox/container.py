@@ -61,6 +61,7 @@ class Container:
     - `memory`: bytes or ``"256M"`` (powers of 1024); exceeding it ends the program with reason "oom".
       `swap`: bytes on top of it, 0 by default.
     - `pids`: processes and threads, 1024 by default. `io`: a list of `IoLimit`.
+    - `hugetlb`: bytes of huge pages by the size of such a page, ``{"2M": "64M"}``.
     - `disk`: bytes that the container may write; past it, writes get ENOSPC.
     - `rlimits`: ``{"nofile": 1024}`` or ``{"nofile": (soft, hard)}``.
     - `network`: ``"none"`` (loopback only) or ``"host"``.
@@ -285,7 +286,7 @@ class Container:
             self._show_limits(self._programs.launched)
 
     def update(self, **limits: Any) -> None:
-        """Change limits of the running container: cpu, cpu_weight, cpuset, memory, swap, pids, io.
+        """Change limits of the running container: cpu, cpu_weight, cpuset, memory, swap, pids, io, hugetlb.
 
         >>> with Container(memory="64M") as c:
         ...     c.update(memory="128M", pids=100)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from isobox import _native, cgroups, idmap
+from isobox.cgroups.convert import huge_pages
 from isobox.container import run
 from isobox.errors import CleanupError, IsoboxError, UnsupportedError
 from isobox.findings import Item
@@ -365,6 +366,9 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     disk = _block_device()
     if disk:
         trials["io limit"] = Limits(io=(IoLimit(disk, write_bps=1 << 30),))
+    pages = huge_pages()
+    if pages:
+        trials["hugetlb limit"] = Limits(hugetlb={min(pages): min(pages)})
     yield Item(
         "cgroups",
         "missing" if host.layout == "none" else "works" if features().cgroups else "degraded",
@@ -376,6 +380,9 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     if not disk:
         why = "there is no block device to limit"
         yield Item("io limit", "missing", why, "run isobox where /sys/block shows the machine's disks")
+    if not pages:
+        why = "the kernel has no huge pages"
+        yield Item("hugetlb limit", "missing", why, "use a kernel that is built with CONFIG_HUGETLBFS")
     yield _device_control(groups)
     yield _limit("pause", lambda: _pause(groups))
     yield from _measurement(groups)

@@ -18,6 +18,7 @@ def explain(spec: ContainerSpec, ops: list[Op], launched: Launched | None) -> st
     asked = {
         "cpu": limits.cpu, "cpu_weight": limits.cpu_weight, "memory": limits.memory, "swap": limits.swap,
         "pids": limits.pids, "disk": spec.disk,
+        "hugetlb": limits.hugetlb or None,
     }  # fmt: skip
     lines = [
         f"image       {spec.image}",

@@ -30,6 +30,7 @@ class ContainerOptions(TypedDict, total=False):
     swap: Size
     pids: int | None
     io: Iterable[IoLimit]
+    hugetlb: Mapping[Size, Size] | None
     disk: Size | None
     rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None
     network: Literal["none", "host"]

@@ -48,7 +48,7 @@ Args: TypeAlias = "Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
 
 DEFAULT_OUTPUT_LIMIT: Final = "16M"
 _LEAST_MEMORY: Final = 4096  # one page: the kernel counts in those
-_LIMIT_NAMES: Final = ("cpu", "cpu_weight", "cpuset", "memory", "swap", "pids", "io")
+_LIMIT_NAMES: Final = ("cpu", "cpu_weight", "cpuset", "memory", "swap", "pids", "io", "hugetlb")
 _NOTHING: Final[tuple[Any, ...]] = ()
 
 
@@ -103,6 +103,8 @@ class Limits:
     swap: int = 0
     pids: int | None = 1024
     io: tuple[IoLimit, ...] = ()
+    hugetlb: dict[int, int] = Factory(dict)
+    """Bytes of huge pages, by the size of such a page in bytes."""
 
     @classmethod
     def make(
@@ -115,6 +117,7 @@ class Limits:
         swap: Size = 0,
         pids: int | None = 1024,
         io: Iterable[IoLimit] = (),
+        hugetlb: Mapping[Size, Size] | None = None,
     ) -> Limits:
         """Check and convert the options of the same names. Raises `SpecError`.
 
@@ -131,6 +134,7 @@ class Limits:
             ()
             if io is _NOTHING
             else checks.sequence(io, "io", IoLimit, 'a list of IoLimit("/dev/vda", ...)'),
+            {} if hugetlb is None else checks.hugetlb(hugetlb),
         )
         if limits.swap and limits.memory is None:
             raise SpecError("swap", swap, "0 where no memory limit is given: swap comes on top of memory")
@@ -243,6 +247,7 @@ class ContainerSpec:
         swap: Size = 0,
         pids: int | None = 1024,
         io: Iterable[IoLimit] = (),
+        hugetlb: Mapping[Size, Size] | None = None,
         disk: Size | None = None,
         rlimits: Mapping[str, int | str | tuple[int | str, int | str]] | None = None,
         network: Literal["none", "host"] = "none",
@@ -280,6 +285,7 @@ class ContainerSpec:
                 swap=swap,
                 pids=pids,
                 io=io,
+                hugetlb=hugetlb,
             ),
             None if disk is None else parse_size(disk, field="disk", least=_LEAST_MEMORY),
             {} if rlimits is None else checks.rlimits(rlimits),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from isobox.cgroups import CgroupHost, Controller, Group, Groups, discover
+from isobox.cgroups.convert import huge_page_name, huge_pages
 from isobox.cgroups.group import DEFAULT_PIDS
 from isobox.errors import CgroupError, StateError, UnsupportedError
 from isobox.spec import IoLimit, Limits
@@ -188,6 +189,62 @@ def test_update_below_what_is_in_use(groups: Groups) -> None:
     assert caught.value.errno == errno.EBUSY
     group.kill()
     ended(process)
+
+
+HUGE = min(huge_pages(), default=0)
+
+
+@pytest.mark.skipif(not HOST.usable("hugetlb") or not HUGE, reason="no hugetlb controller, or no huge pages")
+class TestHugePages:
+    def limit(self, group: Group, size: int = HUGE, kind: str = "") -> str:
+        name = f"hugetlb.{huge_page_name(size)}.{kind}"
+        return value(group, f"{name}limit_in_bytes", f"{name}max")
+
+    @pytest.mark.parametrize("kind", ["", "rsvd."])
+    def test_set_changed_and_lifted(self, groups: Groups, kind: str) -> None:
+        group = groups.container(Limits(hugetlb={HUGE: 4 * HUGE}), id="c")
+        assert self.limit(group, kind=kind) == str(4 * HUGE)
+        group.update(Limits(hugetlb={HUGE: 3 * HUGE - 1}))
+        assert self.limit(group, kind=kind) == str(2 * HUGE)
+        group.update(Limits(hugetlb={HUGE: 0}))
+        assert self.limit(group, kind=kind) == "0"
+        group.update(Limits())
+        lifted = self.limit(group, kind=kind)
+        assert lifted == "max" or int(lifted) >= 2**62
+
+    def test_others_are_not_limited(self, groups: Groups) -> None:
+        before = groups.container(Limits(), id="a")
+        asked = groups.container(Limits(hugetlb={HUGE: HUGE}), id="b")
+        assert str(HUGE) in self.limits(asked)
+        for each in (before, groups.container(Limits(), id="c")):
+            assert all(text == "max" or int(text) >= 2**62 for text in self.limits(each))
+
+    def limits(self, group: Group) -> list[str]:
+        files = [file for path in group.paths for file in Path(path).glob("hugetlb.*")]
+        return [file.read_text().strip() for file in files if file.name.endswith((".max", ".limit_in_bytes"))]
+
+    def test_a_running_process_comes_along(self, groups: Groups) -> None:
+        group = groups.container(NOTHING, id="c")
+        process = start("print(1, flush=True); input()", group, pipe=True)
+        assert process.stdout is not None and process.stdout.readline() == "1\n"
+        group.update(Limits(hugetlb={HUGE: HUGE}))
+        inside = [path for path in group.paths if list(Path(path).glob("hugetlb.*"))]
+        lists = [file.read_text().split() for path in inside for file in Path(path).rglob("cgroup.procs")]
+        assert any(str(process.pid) in pids for pids in lists)
+        group.kill()
+        ended(process)
+
+    def test_a_size_that_is_not_there(self, groups: Groups) -> None:
+        with pytest.raises(UnsupportedError, match=huge_page_name(HUGE)) as caught:
+            groups.container(Limits(hugetlb={1 << 40: 1 << 40}), id="c")
+        assert "1024GB" in caught.value.feature and caught.value.remedy
+
+
+@pytest.mark.skipif(HOST.usable("hugetlb"), reason="there is one")
+def test_no_hugetlb_controller(groups: Groups) -> None:
+    with pytest.raises(UnsupportedError, match="hugetlb limit") as caught:
+        groups.container(Limits(hugetlb={2 << 20: 2 << 20}), id="c")
+    assert caught.value.why and caught.value.remedy
 
 
 @pytest.mark.skipif(not HOST.usable("cpuset"), reason="no cpuset")

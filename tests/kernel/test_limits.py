@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ import pytest
 
 import isobox
 from isobox import PIPE, Container, IoLimit, SpecError, StateError, UnsupportedError
+from isobox.cgroups.convert import huge_pages
 from leftovers import descendants, wait_until
 from patience import patient
 from programs import BOMB, HOG, python, said, sh
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
 CPUS = sorted(os.sched_getaffinity(0))
 LIMITS = ({"cpu": 0.5}, {"cpu_weight": 50}, {"cpuset": [CPUS[0]]}, {"memory": "64M"}, {"pids": 50})
+
+HUGE = {"hugetlb": {"2M": "4M"}}
 
 
 def busy(seconds: float) -> str:
@@ -71,7 +75,7 @@ class TestPlace:
 class TestWithoutCgroups:
     """An ordinary user whom nobody delegated a cgroup: never a limit that silently does not hold."""
 
-    @pytest.mark.parametrize("limit", [*LIMITS, {"io": [IoLimit("/", write_bps="1M")]}], ids=str)
+    @pytest.mark.parametrize("limit", [*LIMITS, {"io": [IoLimit("/", write_bps="1M")]}, HUGE], ids=str)
     def test_of_a_container(self, limit: dict[str, Any]) -> None:
         with pytest.raises(UnsupportedError) as caught:
             Container(**limit).start()
@@ -749,3 +753,39 @@ elif not os.fork():
             and after.wall_time > before.wall_time
         )
         assert after.pids_peak is not None and after.pids_peak >= 2
+
+
+MAP_HUGE = """
+import mmap, sys
+flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000 | 21 << 26  # MAP_HUGETLB, of 2 MiB
+held = []
+try:
+    for _ in range(int(sys.argv[1])):
+        held.append(mmap.mmap(-1, 2 << 20, flags=flags))
+        held[-1][0] = 1
+except OSError as error:
+    print(len(held), error.errno)
+else:
+    print(len(held))
+"""
+
+
+@pytest.mark.skipif(
+    not isobox.host.features().cgroup.usable("hugetlb") or 2 << 20 not in huge_pages(),
+    reason="no hugetlb controller, or no pages of 2 MiB",
+)
+class TestHugePages:
+    def test_of_which_few_may_be_had(self) -> None:
+        with open("/proc/sys/vm/nr_hugepages") as file:
+            if int(file.read()) < 5:
+                pytest.skip("vm.nr_hugepages is less than 5")
+        with Container(**HUGE) as container:
+            assert said(container, python(MAP_HUGE, "2")).split() == ["2"]
+            assert said(container, python(MAP_HUGE, "3")).split() == ["2", str(errno.ENOMEM)]
+            container.update(hugetlb={"2M": "8M"})
+            assert said(container, python(MAP_HUGE, "5")).split() == ["4", str(errno.ENOMEM)]
+            container.update(hugetlb=None)
+            assert said(container, python(MAP_HUGE, "5")).split() == ["5"]
+        with Container() as container:
+            container.update(**HUGE)
+            assert said(container, python(MAP_HUGE, "3")).split() == ["2", str(errno.ENOMEM)]

@@ -66,6 +66,12 @@ def test_docker_s_names() -> None:
     }
 
 
+def test_huge_pages() -> None:
+    assert parsed("--hugetlb", "2M=64M", "--hugetlb", "1G=0") == {"hugetlb": {"2M": "64M", "1G": "0"}}
+    with pytest.raises(click.BadParameter, match="NAME=VALUE"):
+        parsed("--hugetlb", "2M")
+
+
 @pytest.mark.parametrize("unlimited", ["-1", "0"])
 def test_unlimited_pids(unlimited: str) -> None:
     assert parsed("--pids-limit", unlimited) == {"pids": None}

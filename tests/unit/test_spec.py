@@ -45,6 +45,7 @@ def test_everything_given_is_kept_in_one_form(tmp_path: Path) -> None:
         swap="1G",
         pids=64,
         io=[IoLimit("/dev/vda", read_bps="10M", write_iops=100)],
+        hugetlb={"2M": "64M", 1 << 30: 0},
         disk="1G",
         rlimits={"nofile": 1024, "core": (0, "unlimited"), "stack": "8M"},
         network="host",
@@ -70,7 +71,10 @@ def test_everything_given_is_kept_in_one_form(tmp_path: Path) -> None:
         swap=1 << 30,
         pids=64,
         io=(IoLimit("/dev/vda", read_bps=10 << 20, write_iops=100),),
+        hugetlb={2 << 20: 64 << 20, 1 << 30: 0},
     )
+    assert spec.with_limits(cpu=2).limits.hugetlb == spec.limits.hugetlb
+    assert spec.with_limits(hugetlb=None).limits.hugetlb == {}
     assert spec.disk == 1 << 30
     assert spec.rlimits == {"nofile": (1024, 1024), "core": (0, UNLIMITED), "stack": (8 << 20, 8 << 20)}
     assert [mount.target for mount in spec.mounts] == ["/data", "/scratch"]
@@ -217,6 +221,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("devices", ["/dev/../etc/passwd"], "devices"),
     ("devices", ["fuse"], "devices"),
     ("devices", ["/dev"], "devices"),
+    ("hugetlb", "2M=64M", "hugetlb"),
+    ("hugetlb", {"3M": "64M"}, "hugetlb"),
+    ("hugetlb", {"4096": "64M"}, "hugetlb"),
+    ("hugetlb", {"huge": "64M"}, "hugetlb"),
+    ("hugetlb", {"2M": "64M", 2 << 20: "1G"}, "hugetlb"),
+    ("hugetlb", {"2M": -1}, "hugetlb['2M']"),
+    ("hugetlb", {"2M": None}, "hugetlb['2M']"),
     ("namespaces", {"net": "host"}, "namespaces"),
     ("namespaces", {"ipc": "shared"}, "namespaces['ipc']"),
     ("namespaces", "host", "namespaces"),

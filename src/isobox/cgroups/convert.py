@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from typing import Final
@@ -90,6 +91,28 @@ def parse_devices(text: bytes) -> dict[str, int]:
     {'254:0': 1048576}
     """
     return {key: value for key, value in parse_flat(text).items() if ":" in key}
+
+
+def huge_page_name(size: int) -> str:
+    """Return what the kernel calls huge pages of so many bytes, in the names of its files.
+
+    >>> huge_page_name(2 << 20), huge_page_name(64 << 10)
+    ('2MB', '64KB')
+    """
+    for unit, power in (("GB", 30), ("MB", 20)):
+        if size >> power:
+            return f"{size >> power}{unit}"
+    return f"{size >> 10}KB"
+
+
+def huge_pages() -> frozenset[int]:
+    """Return the sizes of huge pages that this kernel has, in bytes: /sys/kernel/mm/hugepages."""
+    try:
+        names = os.listdir("/sys/kernel/mm/hugepages")
+    except OSError:
+        return frozenset()
+    found = (re.fullmatch(r"hugepages-([0-9]+)kB", name) for name in names)
+    return frozenset(int(match[1]) << 10 for match in found if match)
 
 
 def parse_service(text: bytes) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from ..spec import IoLimit
 from ..usage import Usage
+from .convert import huge_page_name
 from .directory import Directory
 
 
@@ -61,6 +62,12 @@ class Dialect(ABC):
     limit_files: tuple[str, ...]
     """The files of those limits that containers mostly have."""
 
+    unlimited: str
+    """What lifts a limit of huge pages."""
+
+    hugetlb_files: tuple[str, str]
+    """Their limits: of those in use, and of those reserved, which the kernel has from Linux 5.7 on."""
+
     thawing: tuple[str, str]
     """The file of the freezer, and what to write there to let everything go on."""
 
@@ -88,6 +95,19 @@ class Dialect(ABC):
         """Limit the number of processes and threads."""
         value = "max" if most is None else str(most)
         group.set("pids.max", value, lambda kept: kept.strip() == value.encode(), "pids limit")
+
+    def set_hugetlb(self, group: Directory, page: int, most: int | None) -> None:
+        """Limit the bytes of huge pages of this size."""
+        in_use, reserved = (f"hugetlb.{huge_page_name(page)}.{file}" for file in self.hugetlb_files)
+        # Reserved ahead, by mmap, is refused with ENOMEM; what is not ends in SIGBUS.
+        files = (in_use,) if group.read_if_there(reserved) is None else (in_use, reserved)
+        text = self.unlimited if most is None else str(most - most % page)
+        for file in files:
+            group.set(file, text, lambda kept: self.holds_pages(kept, text), "hugetlb limit")
+
+    @abstractmethod
+    def holds_pages(self, kept: bytes, text: str) -> bool:
+        """Return whether a limit of huge pages reads back as it was written."""
 
     @abstractmethod
     def cpu_time_file(self) -> str:

@@ -179,7 +179,7 @@ def _discover() -> CgroupHost:
             for mount in mounts:
                 if mount.version == 2:
                     has_v2 = True
-            for controller in _v2(membership, mounts):
+            for controller in _v2(membership, mounts, hybrid=has_v1):
                 there = controllers.get(controller.name)
                 # A program on v2 needs no controller: it is there beside a v1 that can't be used.
                 if there is None or (controller.name == "devices" and not there.writable):
@@ -211,7 +211,7 @@ def _v1(name: str, membership: Membership, mounts: tuple[CgroupMount, ...]) -> C
     return Controller(name, 1, "", False, why)
 
 
-def _v2(membership: Membership, mounts: tuple[CgroupMount, ...]) -> list[Controller]:
+def _v2(membership: Membership, mounts: tuple[CgroupMount, ...], *, hybrid: bool) -> list[Controller]:
     for mount in mounts:
         if mount.version != 2:
             continue
@@ -225,11 +225,21 @@ def _v2(membership: Membership, mounts: tuple[CgroupMount, ...]) -> list[Control
         names.append("devices")
         writable = not found.why
         return [
-            Controller(name, 2, found.root, writable, found.why, found.vacate)
+            Controller(name, 2, found.root, False, f"{found.root} does not hand on {name}")
+            if name == "hugetlb" and hybrid and writable and not _handed_on(found.root, name)
+            else Controller(name, 2, found.root, writable, found.why, found.vacate)
             for name in names
             if name in CONTROLLERS
         ]
     return []
+
+
+def _handed_on(root: str, name: str) -> bool:
+    """Return whether the groups below ``root`` have a controller.
+
+    Where most are on v1, v2 belongs to the machine's service manager: none is added for all its groups.
+    """
+    return name.encode() in _read(f"{root}/cgroup.subtree_control").split()
 
 
 def _obstacle(root: str, mount: CgroupMount) -> str:

@@ -16,6 +16,7 @@ from ..errors import CgroupError, StateError, UnsupportedError
 from ..spec import Limits
 from ..usage import Usage
 from .bundle import DIALECTS, LEAF, Bundle
+from .convert import huge_page_name, huge_pages
 from .devices import ELSEWHERE, FEATURE, Device, set_rules
 from .dialect import Dialect, OomWatch
 from .directory import Directory, Tree
@@ -160,12 +161,15 @@ class Group:
         if limits.io != before.io:
             group, dialect = self._need("blkio", "io limit")
             dialect.set_io(group, limits.io, before.io)
+        if limits.hugetlb != before.hugetlb:
+            self._set_hugetlb(limits.hugetlb, before.hugetlb)
         self.limits = limits
 
     def update(self, limits: Limits) -> None:
         """Change the limits of a running container. Raises `UnsupportedError` and `CgroupError`.
 
-        Where one is refused, those before it (memory, pids, cpu, cpu_weight, cpuset, io) hold already.
+        Where one is refused, those before it (memory, pids, cpu, cpu_weight, cpuset, io, hugetlb) hold
+        already.
         """
         with self._lock:
             self._check()
@@ -175,6 +179,21 @@ class Group:
     def _set_cpuset(self, cpus: frozenset[int] | None) -> None:
         tree = self._groups.tree("cpuset", "cpuset")
         self._set_inside(tree, lambda group: DIALECTS[tree.version].set_cpuset(group, cpus))
+
+    def _set_hugetlb(self, limits: dict[int, int], before: dict[int, int]) -> None:
+        tree = self._groups.tree("hugetlb", "hugetlb limit")
+        there = huge_pages()
+        for page in limits:
+            if page not in there:
+                names = " and ".join(map(huge_page_name, sorted(there))) or "none"
+                what = f"hugetlb limit of {huge_page_name(page)} pages"
+                raise UnsupportedError(what, f"this kernel's huge pages are: {names}", "limit one of these")
+
+        def set_limits(group: Directory) -> None:
+            for page in {**before, **limits}:
+                DIALECTS[tree.version].set_hugetlb(group, page, limits.get(page))
+
+        self._set_inside(tree, set_limits)
 
     def _set_inside(self, tree: Tree, set_limit: Callable[[Directory], None]) -> Directory:
         """Set a limit in a hierarchy that few containers are in; join it, with all that runs already."""

@@ -217,6 +217,8 @@ class Groups:
             if self.host.layout == "v2":
                 return "start the program where it is delegated: systemd-run --scope -p Delegate=yes PROGRAM"
             return f"boot with cgroup_enable={controller}, on a kernel that is built with it, and mount it"
+        if os.geteuid() == 0 and found.version == 2 and self.host.layout == "hybrid" and found.root:
+            return f"echo +{controller} > {found.root}/cgroup.subtree_control"
         if os.geteuid() == 0:
             return "mount it writable, or run outside the container that hides it"
         if found.version == 2:

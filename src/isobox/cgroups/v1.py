@@ -207,6 +207,12 @@ class _V1(Dialect):
             raise
         return OomWatch(event, select.POLLIN, 0.025)
 
+    unlimited = "-1"
+    hugetlb_files = ("limit_in_bytes", "rsvd.limit_in_bytes")
+
+    def holds_pages(self, kept: bytes, text: str) -> bool:
+        return _holds_size(int(text))(kept)
+
     thawing = ("freezer.state", "THAWED")
 
     def freeze(self, group: Directory) -> None:

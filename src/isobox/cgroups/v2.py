@@ -154,6 +154,12 @@ class _V2(Dialect):
     def oom_watch(self, group: Directory) -> OomWatch:
         return OomWatch(group.open("memory.events", os.O_RDONLY), select.POLLPRI, 0.0)
 
+    unlimited = "max"
+    hugetlb_files = ("max", "rsvd.max")
+
+    def holds_pages(self, kept: bytes, text: str) -> bool:
+        return kept.decode().strip() == text
+
     thawing = ("cgroup.freeze", "0")
 
     def freeze(self, group: Directory) -> None:

@@ -24,6 +24,7 @@ _OPTIONS_OF_FIELDS = {
     "swap": "--memory-swap",
     "pids": "--pids-limit",
     "io": "--device-read-bps",
+    "hugetlb": "--hugetlb",
     "disk": "--disk",
     "rlimits": "--ulimit",
     "network": "--network",

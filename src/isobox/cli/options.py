@@ -78,6 +78,13 @@ container_options = together(
         help="Most writes a second.",
     ),
     option(
+        "--hugetlb",
+        metavar="PAGE=SIZE",
+        multiple=True,
+        section=_LIMITS,
+        help="Most huge pages of one size, such as 2M=64M.",
+    ),
+    option(
         "-v",
         "--volume",
         metavar="SOURCE:TARGET[:ro]",
@@ -218,6 +225,7 @@ def container_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     lists = {
         "rlimits": dict(_ulimit(text) for text in given["ulimit"]),
         "io": _io(given),
+        "hugetlb": dict(_pair("--hugetlb", text) for text in given["hugetlb"]),
         "mounts": [Mount.parse(text) for text in given["volume"]] + [_tmpfs(text) for text in given["tmpfs"]],
         "env": environment(given["env"], given["env_file"], os.environ),
         "labels": dict(_pair("--label", text) for text in given["label"]),
