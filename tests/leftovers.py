@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -122,7 +123,7 @@ def count() -> Counts:
         mounts=mounts,
         cgroups=Counter(map(_blank, cgroup_directories(mine))),
         processes=Counter(_blank(text) for text in descendants(os.getpid()).values()),
-        interfaces=Counter(os.listdir("/sys/class/net")),
+        interfaces=Counter(name for _, name in socket.if_nameindex()),
         files=Counter(map(_blank, files(mine, runtime.state_dir(), runtime.data_dir()))),
         threads=Counter(_blank(thread.name) for thread in threading.enumerate()),
     )

@@ -24,7 +24,7 @@ from . import files as files
 from .errors import CgroupError, CleanupError, IsoboxError, SetupError, SpecError, StateError
 from .exec import known, start_program
 from .explain import explain
-from .hints import hint, unsupported
+from .hints import hint
 from .options import PROGRAM_NAMES, ContainerOptions, ExecOptions, Path, ProgramOptions
 from .process import Process
 from .programs import Programs, check_owner, ended
@@ -153,9 +153,6 @@ class Container:
                 if isinstance(error, IsoboxError) or not isinstance(error, OSError):
                     raise
                 number = error.errno or 0  # what the kernel refused to this process
-                refused = unsupported("host", number)
-                if refused is not None:
-                    raise refused from error
                 what = str(error.filename or "starting a container")
                 raise SetupError(number, what, stage="host", hint=hint("host", number)) from error
         return self

@@ -17,7 +17,7 @@ from isobox.cgroups.convert import huge_pages
 from isobox.container import run
 from isobox.errors import CleanupError, IsoboxError, UnsupportedError
 from isobox.findings import Item
-from isobox.hints import NESTED, disk_refused, memory_remedy, overlay_refused, unsupported
+from isobox.hints import NESTED, disk_refused, overlay_refused, proc_refused, unsupported
 from isobox.host import features
 from isobox.plan.ops import make
 from isobox.probes import (
@@ -46,6 +46,15 @@ def items() -> Iterator[Item]:
     """Try one feature after the other."""
     yield _python()
     yield _kernel()
+    if refused := proc_refused():
+        yield _failed(refused.feature, refused, needed=True)
+    else:
+        yield from _tries()
+    yield _container()
+    yield _zstd()
+
+
+def _tries() -> Iterator[Item]:
     owner: Owner | None = None
     with contextlib.ExitStack() as stack:
         stage, id_map = "/tmp", for_host()
@@ -56,20 +65,23 @@ def items() -> Iterator[Item]:
             stage, id_map = owner.directory("stage"), owner.id_map()
             state = Item("state folder", "works", owner.state, needed=True)
         except IsoboxError as error:
-            why, _, remedy = str(error).partition(". Remedy: ")
-            state = Item("state folder", "missing", why, remedy, needed=True)
+            state = _failed("state folder", error, needed=True)
         yield state
         try:
             probes = stack.enter_context(Probes(stage, id_map))
         except OSError as error:
-            yield Item("isobox-init", "missing", f"{error.strerror}", memory_remedy(), needed=True)
-            return
-        yield from _namespaces(probes)
-        yield from _file_systems(probes, owner)
-        yield from _limits(stack, owner)
-        yield from _walls(probes)
-    yield _container()
-    yield _zstd()
+            yield _failed("isobox-init", unsupported("memfd", error.errno or errno.EIO) or error, needed=True)
+        else:
+            yield from _namespaces(probes)
+            yield from _file_systems(probes, owner)
+            yield from _limits(stack, owner)
+            yield from _walls(probes)
+
+
+def _failed(name: str, error: Exception, remedy: str = "", *, needed: bool = False) -> Item:
+    if isinstance(error, UnsupportedError):
+        return Item(name, "missing", error.why, error.remedy, needed)
+    return Item(name, "missing", str(error), getattr(error, "hint", "") or remedy, needed)
 
 
 def _python() -> Item:
@@ -261,8 +273,7 @@ def _layer_disk(probes: Probes, owner: Owner | None) -> Item:
     try:
         place = owner.disk_dir()
     except (IsoboxError, OSError) as error:
-        why, _, remedy = str(error).partition(". Remedy: ")
-        return Item(name, "missing", why, remedy or "set ISOBOX_DATA_DIR to a directory on a disk")
+        return _failed(name, error, "set ISOBOX_DATA_DIR to a directory on a disk")
     stage = probes.stage
     fds: list[int] = []
     try:
@@ -320,6 +331,8 @@ def _idmapped(probes: Probes, owner: Owner | None) -> Item:
         finally:
             os.close(fd)
             owner.discard(place)
+    except UnsupportedError as error:
+        return _failed(name, error)
     except (IsoboxError, OSError) as error:
         code = error.errno if isinstance(error, OSError) else None
         why = os.strerror(code) if code else str(error)
@@ -400,10 +413,8 @@ def _block_device() -> str:
 def _limit(name: str, attempt: Callable[[], object]) -> Item:
     try:
         attempt()
-    except UnsupportedError as error:
-        return Item(name, "missing", error.why, error.remedy)
     except (IsoboxError, OSError) as error:
-        return Item(name, "missing", str(error), getattr(error, "hint", ""))
+        return _failed(name, error)
     return Item(name, "works", "set and read back" if name != "pause" else "")
 
 

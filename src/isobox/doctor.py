@@ -26,7 +26,7 @@ def doctor_clean() -> Collected:
     """Remove what dead owners left behind, now, and say what it was.
 
     The first start of every process does the same in passing; this one waits for it and tells.
-    `Collected.errors` has what could not be removed. StateError where the state folder can't be used.
+    `Collected.errors` has what could not be removed. UnsupportedError where the state folder can't be used.
 
     >>> doctor_clean().errors
     ()

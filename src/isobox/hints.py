@@ -90,6 +90,17 @@ def hint(where: str, number: int, op: Op | None = None) -> str:
     return found
 
 
+def proc_refused() -> UnsupportedError | None:
+    """The error where /proc is not of this process's PID namespace: its numbers are other processes'."""
+    try:
+        if os.readlink("/proc/self") == str(os.getpid()):
+            return None
+        why = "/proc is that of another PID namespace (unshare --pid without --mount-proc)"
+    except OSError:
+        why = "no /proc is mounted here, which tells what a process is and has"
+    return UnsupportedError("/proc and /sys", why, "mount -t proc proc /proc")
+
+
 def unsupported(
     where: str, number: int, what: str = "", *, own_userns: bool = True
 ) -> UnsupportedError | None:
@@ -99,15 +110,15 @@ def unsupported(
     system that the op is about. `UnsupportedError.feature` is the name of the doctor's item.
     """
     said = os.strerror(number)
-    if not os.path.exists("/proc/self/status"):
-        why = "no /proc is mounted here, which tells what a process is and has"
-        return UnsupportedError("/proc and /sys", why, "mount -t proc proc /proc")
-    if where == "execveat" and number in _DENIED:
-        return UnsupportedError("isobox-init", f"{where}: {said}", memory_remedy())
+    if where in ("memfd", "execveat") and number in _DENIED:
+        remedy = "let this process run what it keeps in memory (memfd_create, execveat)"
+        if not features().memfd_exec:
+            remedy = "set vm.memfd_noexec to 0 or 1"
+        return UnsupportedError("isobox-init", f"it may not be run from memory: {said}", remedy)
     if where == "newuidmap":
         remedy = (
             "check the lines of this user in /etc/subuid and /etc/subgid "
-            "(getsubids NAME, getsubids -g NAME), and that newuidmap and newgidmap are setuid root"
+            "(getsubids NAME), that it has a name in /etc/passwd, and that newuidmap is setuid root"
         )
         return UnsupportedError("id ranges", what or said, remedy)
     if where in ("clone3", "PROPAGATION", "setgroups", "gid_map", "uid_map"):
@@ -154,8 +165,3 @@ def disk_refused(data: str) -> tuple[str, str, str]:
     """What is missing where the data folder can't hold the upper layer of an overlay, why, and what helps."""
     remedy = "set ISOBOX_DATA_DIR to a directory on ext4, xfs, btrfs or tmpfs, or use upper='memory'"
     return 'upper="disk"', f"the file system of {data} can't hold the upper layer of an overlay", remedy
-
-
-def memory_remedy() -> str:
-    """What helps where programs may not be run from memory."""
-    return "set vm.memfd_noexec to 0 or 1" if not features().memfd_exec else "let this process run its memfds"

@@ -17,9 +17,10 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 from isobox.discard import remove_tree
-from isobox.errors import StateError
+from isobox.errors import UnsupportedError
 
 mine: set[str] = set()
 """The ids of this process's own owners: their locks are not in this process's way."""
@@ -27,11 +28,17 @@ mine: set[str] = set()
 _threads = threading.Lock()
 
 
-def check_directory(path: str, variable: str) -> None:
+STATE: Final = ("state folder", "ISOBOX_STATE_DIR")
+DATA: Final = ("data folder", "ISOBOX_DATA_DIR")
+"""What people call the two places, and the environment variables that choose others."""
+
+
+def check_directory(path: str, place: tuple[str, str]) -> None:
     """Make the directory `path` if needed, and make sure that only this user can write there.
 
-    StateError otherwise; `variable` is the environment variable that chooses another place.
+    UnsupportedError otherwise; `place` is STATE or DATA.
     """
+    feature, variable = place
     remedy = f"set {variable} to a directory that only you can write to"
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
@@ -39,11 +46,13 @@ def check_directory(path: str, variable: str) -> None:
             os.mkdir(path, 0o711 if os.geteuid() == 0 else 0o700)
         found = os.lstat(path)
     except OSError as error:
-        raise StateError(f"can't make {path}: {error.strerror}. Remedy: {remedy}") from error
+        raise UnsupportedError(feature, f"can't make {path}: {error.strerror}", remedy) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise StateError(
+        raise UnsupportedError(
+            feature,
             f"{path} is not a directory that belongs to this user alone "
-            f"(mode {stat.filemode(found.st_mode)}, uid {found.st_uid}). Remedy: remove it, or {remedy}"
+            f"(mode {stat.filemode(found.st_mode)}, uid {found.st_uid})",
+            f"remove it, or {remedy}",
         )
 
 

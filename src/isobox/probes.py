@@ -63,7 +63,11 @@ class Probes:
         self.id_map = id_map
         self._owner_fd = os.pidfd_open(os.getpid())
         # See isobox.shared: readable for an ordinary user only, who has to reach /proc/PID.
-        self._init_fd = _native.init_memfd(0o100 if os.geteuid() == 0 else 0o500)
+        try:
+            self._init_fd = _native.init_memfd(0o100 if os.geteuid() == 0 else 0o500)
+        except BaseException:
+            os.close(self._owner_fd)
+            raise
 
     def __enter__(self) -> Probes:
         return self

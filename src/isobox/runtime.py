@@ -33,7 +33,7 @@ from isobox import idmap
 from isobox.discard import Trash, remove_tree, remove_tree_mapped
 from isobox.errors import CleanupError, IsoboxError, SpecError, StateError, UnsupportedError
 from isobox.idmap import COUNT, IdMap, IdRange
-from isobox.owners import Owners, check_directory, mine
+from isobox.owners import DATA, STATE, Owners, check_directory, mine
 
 _CHUNK = 8  # ranges of ids that an owner takes at a time
 _SPARE_CHUNKS = 4  # and how many of them it keeps that no container needs
@@ -130,12 +130,12 @@ class Owner:
         self._trash = Trash(self._remove)
         self._data_fd: int | None = None
         self._count = 0
-        check_directory(self.state, "ISOBOX_STATE_DIR")
+        check_directory(self.state, STATE)
         self._registry = Owners(self.state)
         self._data = Owners(self.data)
         mine.add(self.id)
         try:
-            self._state_fd = _register(self._registry, self.id, ("names", "ranges"))
+            self._state_fd = _register(self._registry, self.id, STATE, ("names", "ranges"))
         except BaseException:
             mine.discard(self.id)
             raise
@@ -280,7 +280,7 @@ class Owner:
     def directory(self, name: str) -> str:
         """A directory for small things of this owner, beside its lock; gone when the owner is.
 
-        A container's root can reach it: StateError where the way there is closed.
+        A container's root can reach it: UnsupportedError where the way there is closed.
         """
         self._usable()
         path = f"{self._registry.owner(self.id)}/{name}"
@@ -289,9 +289,10 @@ class Owner:
         if os.geteuid() == 0:
             closed = _closed_to_others(path)
             if closed:
-                raise StateError(
-                    f"{closed} is closed to others, and to the root of a container, who is an ordinary user "
-                    f"here. Remedy: chmod o+x {closed}, or set ISOBOX_STATE_DIR to another place"
+                raise UnsupportedError(
+                    "state folder",
+                    f"{closed} is closed to others, and to the root of a container, an ordinary user here",
+                    f"chmod o+x {closed}, or set ISOBOX_STATE_DIR to another place",
                 )
         return path
 
@@ -300,8 +301,8 @@ class Owner:
         self._usable()
         with self._lock:
             if self._data_fd is None:
-                check_directory(self.data, "ISOBOX_DATA_DIR")
-                self._data_fd = _register(self._data, self.id)
+                check_directory(self.data, DATA)
+                self._data_fd = _register(self._data, self.id, DATA)
                 # What is in there may be setuid: nobody else may reach it by its path.
                 os.chmod(self._data.owner(self.id), 0o700)
             self._count += 1
@@ -495,11 +496,13 @@ def _may_set_ids() -> bool:
     return False
 
 
-def _register(owners: Owners, owner_id: str, folders: tuple[str, ...] = ()) -> int:
+def _register(owners: Owners, owner_id: str, place: tuple[str, str], folders: tuple[str, ...] = ()) -> int:
     try:
         return owners.register(owner_id, folders)
     except OSError as error:
-        raise StateError(f"can't use {owners.path}: {error.strerror or error}") from error
+        feature, variable = place
+        why = f"can't use {owners.path}: {error.strerror or error}"
+        raise UnsupportedError(feature, why, f"set {variable} to another directory") from error
 
 
 def _closed_to_others(path: str) -> str:

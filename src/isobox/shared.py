@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from . import _native, cgroups, runtime
+from .hints import proc_refused, unsupported
 from .host import features
 from .interrupts import Undisturbed
 from .plan.ops import Op, encode
@@ -75,6 +76,8 @@ class Shared:
 
     def __init__(self) -> None:
         facts = features()
+        if refused := proc_refused():
+            raise refused
         self.root = facts.is_root
         # Device nodes are the machine's root's to make, not those of root in a user namespace.
         self.makes_devices = facts.is_root and not facts.in_user_namespace
@@ -88,8 +91,11 @@ class Shared:
             # Unreadable for root's containers: with its owner unmapped inside, their PID 1 can't be traced
             # (would_dump in fs/exec.c). An ordinary user owns the program and has to reach /proc/PID.
             self.init_fd = _native.init_memfd(0o100 if self.root else 0o500)
-        except BaseException:
+        except BaseException as error:
             os.close(self.owner_fd)
+            refused = unsupported("memfd", error.errno or 0) if isinstance(error, OSError) else None
+            if refused is not None:
+                raise refused from error
             raise
         self.seccomp_cache = f"{self.owner.state}/seccomp"
         self._device_fd: int | None = None

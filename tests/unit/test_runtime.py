@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox import runtime
-from isobox.errors import SpecError, StateError
+from isobox.errors import SpecError, StateError, UnsupportedError
 from isobox.idmap import COUNT, IdRange
 from isobox.runtime import Owner
 
@@ -417,17 +417,17 @@ def test_state_directory_of_someone_else_is_refused(tmp_path: Path, monkeypatch:
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)
     monkeypatch.setenv("ISOBOX_STATE_DIR", str(tmp_path / "state"))
-    with pytest.raises(StateError, match="set ISOBOX_STATE_DIR"):
+    with pytest.raises(UnsupportedError, match="set ISOBOX_STATE_DIR"):
         Owner()
     monkeypatch.setenv("ISOBOX_STATE_DIR", "/proc/nowhere/state")
-    with pytest.raises(StateError, match="can't make /proc/nowhere/state"):
+    with pytest.raises(UnsupportedError, match="can't make /proc/nowhere/state"):
         Owner()
 
 
 @root_only
 def test_a_state_directory_that_containers_cannot_reach(owner: Owner, places: Path) -> None:
     places.chmod(0o700)
-    with pytest.raises(StateError, match=f"chmod o\\+x {places}, or set ISOBOX_STATE_DIR"):
+    with pytest.raises(UnsupportedError, match=f"chmod o\\+x {places}, or set ISOBOX_STATE_DIR"):
         owner.directory("stage")
 
 
