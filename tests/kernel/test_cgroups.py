@@ -225,10 +225,6 @@ class TestHugePages:
 
     def test_a_running_process_comes_along(self, groups: Groups) -> None:
         group = groups.container(NOTHING, id="c")
-        if HOST.controllers["hugetlb"].version < HOST.controllers["pids"].version:
-            with pytest.raises(UnsupportedError, match="when the container is made"):
-                group.update(Limits(hugetlb={HUGE: HUGE}))
-            return
         process = start("print(1, flush=True); input()", group, pipe=True)
         assert process.stdout is not None and process.stdout.readline() == "1\n"
         group.update(Limits(hugetlb={HUGE: HUGE}))

@@ -201,11 +201,6 @@ class Group:
         if group is not None:
             set_limit(group)
             return group
-        if self._running and self._top().tree.version == 2:
-            # There init is in none of the groups, so programs that it starts later would stay outside.
-            why = f"{tree.path} is another hierarchy, which it can join at its start only"
-            what = f"a {tree.controllers[0]} limit of a running container"
-            raise UnsupportedError(what, why, "give it when the container is made")
         group = self._bundle.add(tree)
         try:
             set_limit(group)
