@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import CgroupError, StateError, UnsupportedError
 from ..spec import Limits
 from ..usage import Usage
-from .bundle import DIALECTS, LEAF, Bundle
+from .bundle import DIALECTS, Bundle
 from .convert import huge_page_name, huge_pages
 from .devices import ELSEWHERE, FEATURE, Device, set_rules
 from .dialect import Dialect, OomWatch
@@ -226,12 +226,7 @@ class Group:
         try:
             own = self._bundle.inside(tree)
             if tree.version == 2:
-                late = own is None
                 own = self._set_inside(tree, lambda group: walls.attach(group, devices))
-                if not late:
-                    # Init too: its group becomes the root of the cgroup namespace, so that no program
-                    # inside can see the way out of the group, even one that may mount cgroup2.
-                    self._bundle.join_fds += (own.open(f"{LEAF}/cgroup.procs", os.O_WRONLY),)
                 self.device_control = f"a BPF program on {own.path}"
             elif own is not None:  # mounted together with others
                 set_rules(own, devices)

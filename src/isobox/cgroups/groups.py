@@ -78,7 +78,8 @@ class Groups:
     @property
     def unified(self) -> bool:
         """Whether containers' groups are on v2, or a part of them."""
-        return any(each.writable and each.version == 2 for each in self.host.controllers.values())
+        used = (self.host.controllers.get(name) for name in _WANTED)
+        return any(each is not None and each.writable and each.version == 2 for each in used)
 
     def birthplace(self) -> Bundle | None:
         """Return a container's directories, for its init to be born in: on v2, else None.
@@ -88,7 +89,7 @@ class Groups:
         self._check()
         if not self._prepared:
             self._prepare()
-        if not any(tree.version == 2 for tree in self._trees.values()):
+        if not any(name in self._trees and self._trees[name].version == 2 for name in _WANTED):
             return None
         return self._take()
 
