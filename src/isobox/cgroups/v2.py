@@ -27,6 +27,27 @@ from .directory import Directory
 _IO = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
 
 
+def _make_room(group: Directory, limit: int, hint: str) -> None:
+    """Free what a running group has above its new limit, or raise `CgroupError`: EBUSY, as v1 does.
+
+    Written at once, memory.max would have the kernel kill until enough is freed; it does not wait for what
+    dies to give its memory back, and so kills more than it must, a container's init too.
+    """
+
+    def fits() -> bool:
+        return int(group.read_if_there("memory.current") or 0) <= limit
+
+    if group.is_warm("memory.max") or fits():  # warm: new, nobody has been in it
+        return
+    group.write("memory.high", str(limit))
+    try:
+        if not fits():
+            busy = OSError(errno.EBUSY, "")
+            raise group.refused(busy, "memory.max", str(limit), hint)
+    finally:
+        group.write("memory.high", "max")
+
+
 class _V2(Dialect):
     limit_files = ("memory.max", "memory.swap.max", "cpu.max", "pids.max")
 
@@ -65,7 +86,9 @@ class _V2(Dialect):
                 "the host has swap and its kernel does not count it, so a program could escape into it",
                 "boot with swapaccount=1, or switch swap off: swapoff -a",
             )
-        hint = "More may be in use than can be freed"
+        hint = "More is in use than can be freed"
+        if memory is not None:
+            _make_room(group, whole_pages(memory), hint)
         for file, value in files.items():
             text = "max" if value is None else str(value)
             group.set(file, text, f"{text}\n".encode().__eq__, "memory limit", hint)
