@@ -70,7 +70,8 @@ def test_quickstart(tmp_path: Path) -> None:
     # Half a second of its own, and at most some starts of an interpreter.
     assert 0.5 <= cpu < 0.7 + 2 * cpu_seconds("")
     assert wall >= 1.5 * cpu, "half a core takes twice as long"
-    assert 100 < float(table["eats all memory"][2].removesuffix(" MiB")) <= 128
+    # On v2 the kernel lets what it kills exceed the limit by a little.
+    assert 100 < float(table["eats all memory"][2].removesuffix(" MiB")) < 130
     assert int(table["is a fork bomb"][3]) == 64
     assert "\x1b" not in output
 
