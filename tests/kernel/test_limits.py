@@ -714,7 +714,7 @@ elif not os.fork():
         assert second.cpu_time is not None and first.cpu_time is not None
         assert second.cpu_time < first.cpu_time
 
-    @pytest.mark.requires("pressure", "cgroup_cpuset")
+    @pytest.mark.requires("cgroup_cpuset", "pressure")
     @pytest.mark.skipif(
         isobox.host.features().cgroup_layout != "v2", reason="v1 measures it for the whole machine only"
     )
