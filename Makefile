@@ -17,9 +17,10 @@ TESTS ?= tests
 # descriptors and the processes that the sanitizers themselves need.
 SANITIZE_TESTS ?= tests/unit tests/kernel
 # What User Mode Linux can't show: cpusets, pressure, time namespaces, two CPUs, newer overlays and idmapped mounts.
-QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/test_doctor.py \
-    tests/kernel/test_namespaces.py tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py \
-    tests/kernel/test_features.py tests/kernel/test_meaning.py tests/kernel/test_devices.py
+QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/test_doctor.py::test_here \
+    tests/kernel/test_doctor.py::test_all_limits_work_for_root tests/kernel/test_namespaces.py \
+    tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py tests/kernel/test_features.py \
+    tests/kernel/test_meaning.py tests/kernel/test_devices.py
 PYTEST_ARGS ?=
 
 .PHONY: demo test test-guest test-guest-systemd lint bench sanitize venv clean
