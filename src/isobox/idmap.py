@@ -428,7 +428,7 @@ def hint(code: int) -> str:
                 "'sysctl -w kernel.unprivileged_userns_clone=1'"
             )
     return (
-        "A seccomp filter or a security module forbids user namespaces here; inside Docker, run "
+        "A seccomp filter, a security module or a chroot forbids user namespaces here; inside Docker, run "
         "with '--security-opt seccomp=unconfined --security-opt apparmor=unconfined' or '--privileged'"
     )
 
