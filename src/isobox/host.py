@@ -333,6 +333,13 @@ class HostFeatures:
         return self.cgroup.usable("freezer")
 
     @property
+    def systemd(self) -> bool:
+        """A manager of systemd can be asked for a scope: the user's own, for root the system's."""
+        from isobox.cgroups.scope import why_no_manager
+
+        return not why_no_manager()
+
+    @property
     def cgroups(self) -> bool:
         """Groups with limits of CPU, memory and processes can be made."""
         return self.cgroup_cpu and self.cgroup_memory and self.cgroup_pids
@@ -347,6 +354,10 @@ class HostFeatures:
             return ""
         if name.startswith("cgroup"):
             return self._why_cgroup(name)
+        if name == "systemd":
+            from isobox.cgroups.scope import why_no_manager
+
+            return why_no_manager()
         if name == "user_namespaces":
             return self._userns_obstacle
         if name == "overlay":

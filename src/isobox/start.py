@@ -77,6 +77,9 @@ def make_id() -> str:
 def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack) -> Launched:
     """Make the container. On an error everything made so far is undone by the caller's stack, its own."""
     _refuse(spec, shared)
+    # A process can only be born in groups that its parent may write to all the way from its own: so before
+    # the shell is made. And not in a block that keeps Ctrl-C waiting.
+    shared.groups.settle()
     try:
         return _launch(spec, shared, container_id, stack)
     except _TooDeep:

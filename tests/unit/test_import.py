@@ -16,6 +16,7 @@ NOT_WANTED = {
     "pyroute2",
     "rich",
     "click",
+    "jeepney",
     "zstandard",
     "asyncio",
     "hashlib",

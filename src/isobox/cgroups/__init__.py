@@ -8,8 +8,18 @@ from __future__ import annotations
 from .bundle import Bundle
 from .devices import Device
 from .dialect import OomWatch
-from .discovery import CgroupHost, Controller, discover
+from .discovery import CgroupHost, Controller, discover, own_group
 from .group import Group
 from .groups import Groups
 
-__all__ = ["Bundle", "CgroupHost", "Controller", "Device", "Group", "Groups", "OomWatch", "discover"]
+__all__ = [
+    "Bundle",
+    "CgroupHost",
+    "Controller",
+    "Device",
+    "Group",
+    "Groups",
+    "OomWatch",
+    "discover",
+    "own_group",
+]

@@ -57,7 +57,8 @@ class Controller:
     `root` is the directory below which isobox makes its own: on v1 the group that this process is
     in. `writable` says whether it may; where not, `why` says what is in the way. On v2 `vacate` is
     true where the processes of `root` have to move to a group below it first (a group of v2
-    either holds processes or gives out resources, never both).
+    either holds processes or gives out resources, never both), and `borrowed` where `root` is a group
+    that nobody handed on: another program, a service manager mostly, divides it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Controller:
     writable: bool
     why: str = ""
     vacate: bool = False
+    borrowed: bool = False
 
 
 @frozen
@@ -147,14 +149,14 @@ def locate(path: str, mount: CgroupMount) -> str | None:
     return os.path.normpath(mount.point + "/" + inside)
 
 
-def discover() -> CgroupHost:
-    """Return what cgroups there are for this process. Cached until a fork.
+def discover(*, anew: bool = False) -> CgroupHost:
+    """Return what cgroups there are for this process. Cached until a fork; ``anew`` looks again.
 
     >>> discover().layout in ("v1", "v2", "hybrid", "none")
     True
     """
     global _cached
-    if _cached is None or _cached[0] != os.getpid():
+    if anew or _cached is None or _cached[0] != os.getpid():
         _cached = (os.getpid(), _discover())
     return _cached[1]
 
@@ -188,6 +190,12 @@ def _discover() -> CgroupHost:
     if has_v1 or has_v2:
         layout = "hybrid" if has_v1 and has_v2 else "v1" if has_v1 else "v2"
     return CgroupHost(layout, controllers, _has_swap())
+
+
+def own_group() -> str:
+    """Return the path of this process's group of v2, as its cgroup namespace shows it; "" if none."""
+    memberships = parse_memberships(_read("/proc/self/cgroup"))
+    return next((each.path for each in memberships if each.unified), "")
 
 
 def in_kernel(controller: str) -> bool:
@@ -227,7 +235,7 @@ def _v2(membership: Membership, mounts: tuple[CgroupMount, ...], *, hybrid: bool
         return [
             Controller(name, 2, found.root, False, f"{found.root} does not hand on {name}")
             if name == "hugetlb" and hybrid and writable and not _handed_on(found.root, name)
-            else Controller(name, 2, found.root, writable, found.why, found.vacate)
+            else Controller(name, 2, found.root, writable, found.why, found.vacate, found.borrowed)
             for name in names
             if name in CONTROLLERS
         ]

@@ -17,13 +17,14 @@ from typing import Final
 from ..errors import CgroupError, CleanupError, StateError, UnsupportedError
 from ..spec import Limits
 from ..worker import Job, Worker
+from . import scope
 from .bundle import Bundle
 from .collection import collect, find, own_path
 from .convert import parse_service
 from .devices import Device, Walls
 from .dialect import Reading
 from .directory import Tree
-from .discovery import CgroupHost, in_kernel
+from .discovery import CgroupHost, discover, in_kernel, own_group
 from .ending import end, remove_all
 from .group import DEFAULT_PIDS, Group
 from .trees import SELDOM, make_trees
@@ -35,13 +36,19 @@ _OPEN_AHEAD: Final = 32
 _BUSY_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 5.0
 
+_MORE_FOR_USERS: Final = (
+    "as root: write the lines [Service] and Delegate=cpu cpuset io memory pids to "
+    "/etc/systemd/system/user@.service.d/delegate.conf; then log in anew"
+)
+
 
 class Groups:
     """The groups of one owner, below ``<own group>/isobox/<owner>`` in each hierarchy.
 
-    Nothing is made before the first container. `close` kills what still runs and removes everything;
-    it is called at the interpreter's end too. A forked child owns nothing of it: there every call
-    but `close` is a `StateError`.
+    Nothing is made before the first container. `settle`, which it calls, may have systemd move this
+    process to a scope of its own; then `host` is another one than before. `close` kills what still runs
+    and removes everything; it is called at the interpreter's end too. A forked child owns nothing of it:
+    there every call but `close` is a `StateError`.
     """
 
     def __init__(self, host: CgroupHost, owner: str) -> None:
@@ -53,6 +60,9 @@ class Groups:
         self._lock = threading.Lock()
         self._trees: dict[str, Tree] = {}
         self._why: dict[str, str] = {}
+        self._found = host if host is discover() else None
+        self._settled = False
+        self._refusal: scope.Refusal | None = None
         self._prepared = False
         self._closed = False
         self._count = itertools.count(1)
@@ -207,20 +217,28 @@ class Groups:
             why = f"there is no {controller} controller here"
         else:
             why = found.why or self._why.get(controller, "") or "no such group was made"
+        if self._refusal is not None:
+            why += f"; systemd gave no scope: {self._refusal.why}"
         return UnsupportedError(feature, why, self.remedy(controller))
 
     def remedy(self, controller: str) -> str:
         """Return what would make ``controller`` available."""
         found = self.host.controllers.get(controller)
+        if self.host.layout == "v2" and found is None and not in_kernel(controller):
+            return f"use a kernel that is built with the {controller} controller"
+        if self._refusal is not None:
+            return self._refusal.remedy
+        user = os.geteuid() != 0
         if found is None:
-            if self.host.layout == "v2" and not in_kernel(controller):
-                return f"use a kernel that is built with the {controller} controller"
+            if user and "/user@" in own_group():
+                return _MORE_FOR_USERS
             if self.host.layout == "v2":
-                return "start the program where it is delegated: systemd-run --scope -p Delegate=yes PROGRAM"
+                asking = "systemd-run --user --scope" if user else "systemd-run --scope"
+                return f"start the program where it is delegated: {asking} -p Delegate=yes PROGRAM"
             return f"boot with cgroup_enable={controller}, on a kernel that is built with it, and mount it"
-        if os.geteuid() == 0 and found.version == 2 and self.host.layout == "hybrid" and found.root:
+        if not user and found.version == 2 and self.host.layout == "hybrid" and found.root:
             return f"echo +{controller} > {found.root}/cgroup.subtree_control"
-        if os.geteuid() == 0:
+        if not user:
             return "mount it writable, or run outside the container that hides it"
         if found.version == 2:
             return "run it as: systemd-run --user --scope -p Delegate=yes PROGRAM"
@@ -255,7 +273,24 @@ class Groups:
 
     # The owner's directories
 
+    def settle(self) -> None:
+        """Have this process where groups of its own can be made, before anything is started for them.
+
+        Under systemd it may move this process, which takes some milliseconds, and 15 seconds at most where
+        nobody answers; later calls do nothing. What is refused is said where a limit needs it.
+        """
+        if self._settled:
+            return
+        with self._lock:
+            if not self._settled:
+                self._check()
+                if self.host is self._found:  # not one that a caller made up
+                    self._refusal = scope.settle()
+                    self.host = discover()
+                self._settled = True
+
     def _prepare(self) -> None:
+        self.settle()
         with self._lock:
             if not self._prepared:
                 self._check()

@@ -7,6 +7,8 @@ So on v2 the own group of a process is never a place for groups below it as it i
    (`LEAF`), once, and the group gives out its resources.
 3. The nearest group above that holds no processes and may be written: there isobox's groups lie
    beside the own group of this process, as those of a service manager do.
+
+Where systemd divides the hierarchy, `isobox.cgroups.scope` asks it for a group of the second kind first.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ _DELEGATED: Final = ("user.delegate", "trusted.delegate")  # set by systemd
 
 @frozen
 class Place:
-    """A group for others below it; `why` says what is in the way, if anything is."""
+    """A group for others below it; `why` says what is in the way, if anything is.
+
+    `borrowed` is one that was handed to nobody: the third of the module's list.
+    """
 
     root: str
     controllers: tuple[str, ...]
     why: str = ""
     vacate: bool = False
+    borrowed: bool = False
 
 
 def place(own: str, top: str, read_only: bool, *, namespace_root: bool) -> Place:
@@ -48,7 +54,7 @@ def place(own: str, top: str, read_only: bool, *, namespace_root: bool) -> Place
     while above != top and len(above) > len(top):
         above = os.path.dirname(above)
         if _writable(above) and (is_root(above) or not _occupied(above)):
-            return Place(above, controllers(above))
+            return Place(above, controllers(above), borrowed=True)
     return Place(own, names, _denied(own))
 
 
