@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterator
 
 from isobox import _native, cgroups, idmap
+from isobox.cgroups import scope
 from isobox.cgroups.convert import huge_pages
 from isobox.container import run
 from isobox.errors import CleanupError, IsoboxError, UnsupportedError
-from isobox.findings import Item
+from isobox.findings import Item, Status
 from isobox.hints import NESTED, disk_refused, overlay_refused, proc_refused, unsupported
 from isobox.host import features
 from isobox.plan.ops import make
@@ -364,8 +365,7 @@ def _disk_limit(probes: Probes) -> Item:
 
 
 def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
-    host = cgroups.discover()
-    groups = cgroups.Groups(host, f"{os.getpid()}-doctor" if owner is None else owner.id)
+    groups = cgroups.Groups(cgroups.discover(), f"{os.getpid()}-doctor" if owner is None else owner.id)
     stack.callback(_close, groups)
     cpu = min(features().cpus)
     trials: dict[str, Limits] = {
@@ -382,12 +382,7 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     pages = huge_pages()
     if pages:
         trials["hugetlb limit"] = Limits(hugetlb={min(pages): min(pages)})
-    yield Item(
-        "cgroups",
-        "missing" if host.layout == "none" else "works" if features().cgroups else "degraded",
-        f"layout {host.layout}" + (f": {features().why('cgroups')}" if not features().cgroups else ""),
-        "" if features().cgroups else groups.remedy("cpu"),
-    )
+    yield _cgroups(groups)
     for name, limits in trials.items():
         yield _limit(name, lambda limits=limits: groups.container(limits, id="doctor").close())  # type: ignore[misc]
     if not disk:
@@ -399,6 +394,22 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
     yield _device_control(groups)
     yield _limit("pause", lambda: _pause(groups))
     yield from _measurement(groups)
+
+
+def _cgroups(groups: cgroups.Groups) -> Item:
+    """Where groups can be made, once systemd was asked for a scope where one is needed."""
+    name = "cgroups"
+    groups.settle()
+    layout = f"layout {groups.host.layout}"
+    if not features().cgroups:
+        status: Status = "missing" if groups.host.layout == "none" else "degraded"
+        return Item(name, status, f"{layout}: {features().why('cgroups')}", groups.remedy("cpu"))
+    if scope.wanted(groups.host):
+        why = f"{layout}: beside this process's own group, where systemd may take controllers away"
+        return Item(name, "degraded", why, groups.remedy("cpu"))
+    if scope.UNIT.search(cgroups.own_group()):
+        layout += ", in a scope for which systemd is asked by a program's first container"
+    return Item(name, "works", layout)
 
 
 def _block_device() -> str:
