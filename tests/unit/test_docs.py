@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "console", "sh", "text", "json", "mermaid"}
 # Checked by other means: `make test` can't run in itself, and these change the machine.
-NOT_RUN = re.compile(r"(sudo|apt-get|usermod|sysctl|pip install|git clone|cd isobox)\b")
+NOT_RUN = re.compile(r"(sudo|apt-get|usermod|sysctl|pip install|systemd-run|git clone|cd isobox)\b")
 
 checker = doctest.OutputChecker()
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
