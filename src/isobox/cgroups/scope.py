@@ -115,7 +115,8 @@ def settle() -> Refusal | None:
         if _refused is not None:
             return _refused
         refusal = obstacle()
-        if refusal is None:
+        # Looked at anew: an answer that Ctrl-C cut off may have moved this process.
+        if refusal is None and wanted(discover(anew=True)):
             refusal = _refused = _ask()
         return refusal
 
