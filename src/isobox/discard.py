@@ -213,8 +213,10 @@ class Trash:
         with self._changed:
             self._paths.append(path)
             if not self._busy:
-                self._busy = True
                 threading.Thread(target=self._work, name="isobox-trash", daemon=True).start()
+                self._busy = (
+                    True  # not before: where no thread can be had, nobody would ever say that it is done
+                )
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left to delete; False if `timeout` seconds were not enough."""

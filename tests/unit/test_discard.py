@@ -102,3 +102,22 @@ def test_trash_keeps_errors() -> None:
     trash.put("/x")
     trash.flush()
     assert [error.filename for error in trash.errors] == ["/x"]
+
+
+def test_trash_without_a_thread_does_not_wait_for_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No more processes for this user: that is said, and nobody waits for the end of what never began."""
+
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    trash = Trash()
+    (tmp_path / "first").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError):
+            trash.put(str(tmp_path / "first"))
+        assert trash.flush(5)
+    trash.put(str(tmp_path / "none"))
+    assert trash.flush(5) and not (tmp_path / "first").exists()
