@@ -38,7 +38,7 @@ def explain(spec: ContainerSpec, ops: list[Op], launched: Launched | None) -> st
             lines.append(f"held to the devices by {launched.group.device_control}")
     lines += [
         "",
-        "clone3 (CLONE_VM, CLONE_VFORK and new namespaces), execveat of isobox-init; then, inside:",
+        "clone (CLONE_VM, CLONE_VFORK and new namespaces), execveat of isobox-init; then, inside:",
         "",
     ]
     width = len(str(len(ops)))

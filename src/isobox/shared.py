@@ -20,7 +20,7 @@ from .hints import proc_refused, unsupported
 from .host import features
 from .interrupts import Undisturbed
 from .plan.ops import Op, encode
-from .plan.setup import ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, DEVICE_LINKS, DEVICES, Shape, prepare_plan
+from .plan.setup import DEVICE_LINKS, DEVICES, Shape, prepare_plan
 from .rootfs.folder import folder_image
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
@@ -219,7 +219,7 @@ def _clones_root() -> bool:
 
 
 def _make_device_tree(extra: Sequence[str], owner: tuple[int, int]) -> int:
-    """A read-only tmpfs with the nodes, links and mount points of /dev; its devices work all the same."""
+    """A tmpfs with the nodes, links and mount points of /dev, which the plan makes read-only."""
     fd = _native.new_tmpfs(65536, 0o755)
     try:
         for name, (major, minor) in DEVICES.items():
@@ -231,7 +231,6 @@ def _make_device_tree(extra: Sequence[str], owner: tuple[int, int]) -> int:
             os.mkdir(name, 0o755, dir_fd=fd)
         for path in extra:
             _copy_device(fd, path, owner)
-        _native.mount_setattr(fd, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
     except BaseException:
         os.close(fd)
         raise

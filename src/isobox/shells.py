@@ -80,7 +80,7 @@ class Wanted:
 
     @property
     def flags(self) -> int:
-        """CLONE_NEW* for clone3."""
+        """CLONE_NEW* for clone."""
         flags = CLONE_NEWNS | CLONE_NEWPID
         flags |= CLONE_NEWUSER if self.own_userns else 0
         flags |= CLONE_NEWNET if self.own_netns else 0

@@ -377,7 +377,7 @@ class TestExplain:
                 "proc",
                 "pivot",
                 "read-only",
-                "clone3",
+                "clone (",
             ):
                 assert word in text, word
         ops = [

@@ -41,7 +41,6 @@ PAYLOAD_FD: Final[int] = _lib.ISOBOX_PAYLOAD_FD
 WANT_START: Final[int] = _lib.ISOBOX_WANT_START
 OWN_PIDNS: Final[int] = _lib.ISOBOX_OWN_PIDNS
 HOLD: Final[int] = _lib.ISOBOX_HOLD
-CGROUP_FD: Final[int] = _lib.ISOBOX_CGROUP_FD
 FILTERED: Final[int] = _lib.ISOBOX_FILTERED
 
 # Kinds of replies.
@@ -66,7 +65,7 @@ OP_CODES: Final[dict[str, int]] = {
 }
 
 _SPAWN_STAGES: Final[dict[int, str]] = {
-    _lib.ISOBOX_SPAWN_CLONE: "clone3",
+    _lib.ISOBOX_SPAWN_CLONE: "clone",
     _lib.ISOBOX_SPAWN_CAPABILITIES: "capset",
     _lib.ISOBOX_SPAWN_DESCRIPTORS: "dup3",
     _lib.ISOBOX_SPAWN_EXEC: "execveat",
@@ -109,9 +108,7 @@ def init_memfd(mode: int) -> int:
     return _check(_lib.isobox_init_memfd(_ffi.from_buffer(program), len(program), mode))
 
 
-def spawn(
-    flags: int, *, init_fd: int, control_fd: int, owner_fd: int, cgroup_fd: int = -1
-) -> tuple[int, int]:
+def spawn(flags: int, *, init_fd: int, control_fd: int, owner_fd: int) -> tuple[int, int]:
     """Start isobox-init in the namespaces that `flags` names (CLONE_NEW*). Returns (pid, pidfd).
 
     Raises `SpawnError`. See clone(2), "CLONE_VFORK": costs the same at any size of this process.
@@ -123,13 +120,12 @@ def spawn(
             "init_fd": init_fd,
             "control_fd": control_fd,
             "owner_fd": owner_fd,
-            "cgroup_fd": cgroup_fd,
         },
     )
     result = _lib.isobox_spawn_init(request)
     if result < 0:
         error = SpawnError(-result, os.strerror(-result))
-        error.step = _SPAWN_STAGES.get(request.stage, "clone3")
+        error.step = _SPAWN_STAGES.get(request.stage, "clone")
         raise error
     return request.pid, request.pidfd
 
@@ -304,3 +300,8 @@ def load_device_program(code: bytes) -> int:
 def attach_device_program(group_fd: int, program_fd: int) -> None:
     """Attach it to a v2 group, for as long as that lives: BPF_PROG_ATTACH with BPF_F_ALLOW_MULTI."""
     _check(_lib.isobox_attach_device_program(group_fd, program_fd))
+
+
+def try_call(number: int) -> int:
+    """Return the errno of a system call that takes flags, called so that it can do nothing: ENOSYS, say."""
+    return -int(_lib.isobox_try_call(number))

@@ -64,7 +64,7 @@ failed:;
     return -error;
 }
 
-/* Between clone3 and execveat: in the host program's memory, its thread suspended. Raw calls only. */
+/* Between clone and execveat: in the host program's memory, its thread suspended. Raw calls only. */
 struct newborn {
     struct isobox_spawn *spawn;
     int fds[3]; /* control, owner, init */
@@ -123,39 +123,30 @@ __attribute__((no_sanitize("address", "undefined"))) static void newborn_main(vo
     if (failed < 0)
         fail(self, ISOBOX_SPAWN_DESCRIPTORS, failed);
     /* A host program may hold descriptors without CLOEXEC: none of them may come along. */
-    failed = SYS3(__NR_close_range, ISOBOX_FD_OWNER + 2, ~0U, 0);
+    failed = isobox_close_from(ISOBOX_FD_OWNER + 2);
     if (failed < 0)
         fail(self, ISOBOX_SPAWN_DESCRIPTORS, failed);
     failed = SYS5(__NR_execveat, ISOBOX_FD_OWNER + 1, "", argv, envp, AT_EMPTY_PATH);
     fail(self, ISOBOX_SPAWN_EXEC, failed);
 }
 
-/* clone3(CLONE_VM | CLONE_VFORK): costs the same whatever the host program has resident. */
+/* clone(CLONE_VM | CLONE_VFORK): costs the same whatever the host program has resident. */
 int isobox_spawn_init(struct isobox_spawn *spawn)
 {
     enum { STACK = 16384 };
     unsigned char stack[STACK] __attribute__((aligned(16)));
     struct newborn self = {spawn, {spawn->control_fd, spawn->owner_fd, spawn->init_fd}};
-    struct isobox_clone_args args;
     sigset_t all, before;
     int pidfd = -1;
 
-    memset(&args, 0, sizeof args);
-    args.flags = spawn->flags | CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
-    args.pidfd = (uint64_t)(uintptr_t)&pidfd;
-    args.exit_signal = 0; /* until its execve, which makes it SIGCHLD (de_thread in fs/exec.c) */
-    args.stack = (uint64_t)(uintptr_t)stack;
-    args.stack_size = STACK;
-    if (spawn->cgroup_fd >= 0) {
-        args.flags |= 0x200000000ULL; /* CLONE_INTO_CGROUP */
-        args.cgroup = (uint64_t)spawn->cgroup_fd;
-    }
+    /* No exit signal until its execve, which makes it SIGCHLD (de_thread in fs/exec.c). */
+    uint64_t flags = spawn->flags | CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
     spawn->error = 0;
     spawn->stage = ISOBOX_SPAWN_CLONE;
     /* A signal handler of the host program must not run in the child, which shares its memory. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    long pid = isobox_clone3(&args, newborn_main, &self);
+    long pid = isobox_clone(flags, stack + STACK, &pidfd, newborn_main, &self);
     pthread_sigmask(SIG_SETMASK, &before, 0);
     if (pid < 0) {
         spawn->error = (int)-pid;
@@ -502,6 +493,12 @@ int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int user
     }
     unsigned int flags = AT_EMPTY_PATH | (recursive ? 0x8000U : 0U);
     return syscall(__NR_mount_setattr, fd, "", flags, &attr, sizeof attr) < 0 ? -errno : 0;
+}
+
+/* What the kernel says to a call with every flag and no descriptor: a negative errno. For calls that take flags. */
+int isobox_try_call(long number)
+{
+    return syscall(number, -1L, -1L, -1L, -1L, -1L, -1L) < 0 ? -errno : 0;
 }
 
 /* A detached tmpfs; its owner in every sense is the caller. */

@@ -1,6 +1,6 @@
 /* isobox-init: the first program in a container and its PID 1. No libc, no allocation.
  *
- * Started by the extension's clone3 + execveat in the new namespaces. Waits for the plan on the
+ * Started by the extension's clone + execveat in the new namespaces. Waits for the plan on the
  * control socket, carries it out, answers READY, and from then on reaps and serves requests. It ends,
  * and the kernel ends everything in the PID namespace with it, when its owner does: the owner's pidfd
  * becomes readable, or the control socket closes.
@@ -280,21 +280,10 @@ static void exec_child(void *argument)
     SYS1(__NR_exit, 127);
 }
 
-static long clone_child(void (*entry)(void *), void *argument, uint64_t flags, int cgroup_fd)
+/* The child that becomes a program: in our memory until then, while we wait. */
+static long clone_exec(struct exec_child *child)
 {
-    struct isobox_clone_args args;
-    memset(&args, 0, sizeof args);
-    args.flags = flags;
-    args.exit_signal = SIGCHLD_;
-    if (flags & CLONE_VM_) {
-        args.stack = (uint64_t)(uintptr_t)child_stack;
-        args.stack_size = sizeof child_stack;
-    }
-    if (cgroup_fd >= 0) {
-        args.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP */
-        args.cgroup = (uint64_t)cgroup_fd;
-    }
-    return isobox_clone3(&args, entry, argument);
+    return isobox_clone(CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack + sizeof child_stack, 0, exec_child, child);
 }
 
 static void add_usage(struct isobox_reply *reply, const long *rusage)
@@ -311,7 +300,7 @@ static void keeper_main(void *nothing)
 {
     const uint64_t child = 1ull << (SIGCHLD_ - 1);
     (void)nothing;
-    SYS3(__NR_close_range, 0, ~0U, 0);
+    isobox_close_from(0);
     for (;;) {
         SYS4(__NR_rt_sigtimedwait, &child, 0, 0, sizeof child);
         while (SYS4(__NR_wait4, -1, 0, WNOHANG_, 0) > 0)
@@ -321,7 +310,7 @@ static void keeper_main(void *nothing)
 
 /* Starts the program in a PID namespace of its own, yet as our child: its failure, its signals and its
  * end are told as any other's. */
-static long clone_into_own_pids(struct exec_child *child, int cgroup_fd, int *keeper)
+static long clone_into_own_pids(struct exec_child *child, int *keeper)
 {
     static long own_pids = -1;
     if (own_pids < 0)
@@ -332,10 +321,10 @@ static long clone_into_own_pids(struct exec_child *child, int cgroup_fd, int *ke
     if (pid < 0)
         return pid;
     *keeper = 0;
-    pid = clone_child(keeper_main, 0, 0, cgroup_fd);
+    pid = isobox_clone(SIGCHLD_, 0, 0, keeper_main, 0);
     if (pid > 0) {
         *keeper = (int)pid;
-        pid = clone_child(exec_child, child, CLONE_VM_ | CLONE_VFORK_, cgroup_fd);
+        pid = clone_exec(child);
     }
     if (SYS2(__NR_setns, own_pids, CLONE_NEWPID_))
         leave(1);
@@ -373,8 +362,7 @@ static void filtered_main(void *nothing)
     for (;;) {
         filtered_await(1);
         if (filtered.installed)
-            filtered.result = isobox_clone(CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack + sizeof child_stack,
-                                           exec_child, filtered.work);
+            filtered.result = clone_exec(filtered.work);
         else
             filtered.result = isobox_run_ops(&filtered.work->run);
         filtered_tell(0);
@@ -392,15 +380,10 @@ static long filtered_run(struct exec_child *work)
 static void serve_filter(const struct isobox_request *request, long size)
 {
     static int started;
-    struct isobox_clone_args args;
     struct exec_child work = {plan_of(request, size, 0), 0};
-    memset(&args, 0, sizeof args);
-    args.flags = CLONE_OF_THREAD;
-    args.stack = (uint64_t)(uintptr_t)filtered_stack;
-    args.stack_size = sizeof filtered_stack;
     long failed = work.run.ops && !filtered.installed ? 0 : -EBADMSG_;
     if (!failed && !started) {
-        failed = isobox_clone3(&args, filtered_main, 0);
+        failed = isobox_clone(CLONE_OF_THREAD, filtered_stack + sizeof filtered_stack, 0, filtered_main, 0);
         started = failed > 0;
     }
     if (failed >= 0)
@@ -428,9 +411,7 @@ static void serve_exec(const struct isobox_request *request, long size)
     if (received_count == 0)
         return;
     int slot = free_slot();
-    int cgroup_fd = -1, keeper = 0;
-    if (request->flags & ISOBOX_CGROUP_FD && request->arg[1] >= 0 && request->arg[1] < received_count)
-        cgroup_fd = received[request->arg[1]];
+    int keeper = 0;
     child.run = plan_of(request, size, &mapped);
     child.failed = 0;
     reply.start_ns = now();
@@ -439,11 +420,11 @@ static void serve_exec(const struct isobox_request *request, long size)
     } else if (!child.run.ops) {
         pid = -EBADMSG_;
     } else if (request->flags & ISOBOX_OWN_PIDNS) {
-        pid = clone_into_own_pids(&child, cgroup_fd, &keeper);
+        pid = clone_into_own_pids(&child, &keeper);
     } else if (request->flags & ISOBOX_FILTERED) {
-        pid = filtered.installed && cgroup_fd < 0 ? filtered_run(&child) : -EBADMSG_;
+        pid = filtered.installed ? filtered_run(&child) : -EBADMSG_;
     } else {
-        pid = clone_child(exec_child, &child, CLONE_VM_ | CLONE_VFORK_, cgroup_fd);
+        pid = clone_exec(&child);
     }
     if (mapped)
         SYS2(__NR_munmap, mapped, request->size);

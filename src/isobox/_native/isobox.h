@@ -41,7 +41,6 @@ enum isobox_request_flag {
     ISOBOX_PAYLOAD_FD = 1,  /* the ops are in a memfd, the last descriptor */
     ISOBOX_WANT_START = 2,  /* exec: report the start, not only a failure or the end */
     ISOBOX_OWN_PIDNS = 4,   /* exec: a PID namespace of its own, so that its end ends all of it */
-    ISOBOX_CGROUP_FD = 8,   /* exec: descriptor fds[arg1] is a cgroup v2 to be born in */
     ISOBOX_HOLD = 16,       /* exec: keep stdout and stderr open until its end is told: one wake-up, not three */
     ISOBOX_FILTERED = 32,   /* exec: made by the thread of ISOBOX_FILTER, so under its filter */
 };
@@ -78,8 +77,8 @@ enum isobox_op_code {
     ISOBOX_OP_FSMOUNT = 12,        /* arg0: MOUNT_ATTR_*; makes the context the mount in hand */
     ISOBOX_OP_OPEN_TREE = 13,      /* str0: path; arg0: OPEN_TREE_* and AT_*, arg1: 1 = below the new root */
     ISOBOX_OP_TAKE_TREE = 14,      /* arg0: index of a descriptor of a detached mount */
-    ISOBOX_OP_SETATTR = 15,        /* arg0: set, arg1: clear, arg2: AT_RECURSIVE or 0 */
-    ISOBOX_OP_ATTACH = 16,         /* str0: target; arg0: 1 = below the new root, 0 = host path */
+    ISOBOX_OP_SETATTR = 15,        /* arg0: MOUNT_ATTR_* for the mount in hand, which is attached; arg1: AT_RECURSIVE or 0 */
+    ISOBOX_OP_ATTACH = 16,         /* str0: target; arg0: 1 = below the new root, 0 = host path; it stays in hand */
     ISOBOX_OP_ROOT = 17,           /* str0: host path of the new root */
     ISOBOX_OP_BASE = 18,           /* str0: host path that file requests may start from */
     ISOBOX_OP_MKDIR = 19,          /* str0: path; arg0: mode, arg1: 1 = below the new root, arg2: 1 = may exist */
@@ -123,17 +122,16 @@ struct isobox_reply {
     long long maxrss_kib;
 };
 
-/* clone3 and execveat of isobox-init, for the extension. */
+/* clone and execveat of isobox-init, for the extension. */
 struct isobox_spawn {
     unsigned long long flags; /* CLONE_NEW* */
     int init_fd;
     int control_fd;
     int owner_fd;
-    int cgroup_fd; /* -1: none */
-    int pid;       /* out */
-    int pidfd;     /* out */
-    int error;     /* out: errno of the failing step */
-    int stage;     /* out: enum isobox_spawn_stage */
+    int pid;   /* out */
+    int pidfd; /* out */
+    int error; /* out: errno of the failing step */
+    int stage; /* out: enum isobox_spawn_stage */
 };
 
 enum isobox_spawn_stage {

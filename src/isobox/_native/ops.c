@@ -17,6 +17,8 @@ enum {
     EEXIST_ = 17,
     ENOENT_ = 2,
     EACCES_ = 13,
+    ENOSYS_ = 38,
+    EPERM_ = 1,
     ENOTDIR_ = 20,
     ENAMETOOLONG_ = 36,
     EINVAL_ = 22,
@@ -281,8 +283,11 @@ static long op_take_tree(struct isobox_run *run, struct decoded *op)
 
 static long op_setattr(struct isobox_run *run, struct decoded *op)
 {
-    struct isobox_mount_attr attr = {op->head.arg[0], op->head.arg[1], 0, 0};
-    return SYS5(__NR_mount_setattr, run->tree, "", AT_EMPTY_PATH_ | op->head.arg[2], &attr, sizeof attr);
+    struct isobox_mount_attr attr = {op->head.arg[0], 0, 0, 0};
+    long failed = SYS5(__NR_mount_setattr, run->tree, "", AT_EMPTY_PATH_ | op->head.arg[1], &attr, sizeof attr);
+    if (failed == -ENOSYS_ || failed == -EPERM_) /* before Linux 5.12; or a filter around us forbids it */
+        return isobox_remount(run->tree, op->head.arg[0], op->head.arg[1] != 0);
+    return failed;
 }
 
 static long op_attach(struct isobox_run *run, struct decoded *op)
@@ -297,7 +302,6 @@ static long op_attach(struct isobox_run *run, struct decoded *op)
         failed = SYS5(__NR_move_mount, run->tree, "", target, "", MOVE_EMPTY_BOTH);
         SYS1(__NR_close, target);
     }
-    close_held(&run->tree);
     return failed;
 }
 

@@ -1,4 +1,4 @@
-/* isobox-init's two halves: init.c (PID 1: requests, reaping) and ops.c (carrying out a plan). */
+/* isobox-init's parts: init.c (PID 1: requests, reaping), ops.c (carrying out a plan), remount.c. */
 #ifndef ISOBOX_OPS_H
 #define ISOBOX_OPS_H
 
@@ -13,12 +13,15 @@ struct isobox_run {
     unsigned int nfds;
     int op;
     int context; /* fsopen's descriptor, -1 */
-    int tree;    /* the detached mount in hand, -1 */
+    int tree;    /* the mount in hand, detached until ATTACH; -1 */
     int root;    /* the new root until PIVOT, -1; the caller's from one run to the next */
 };
 
 /* 0, or a negative errno. */
 long isobox_run_ops(struct isobox_run *run);
+
+/* Sets MOUNT_ATTR_* (RDONLY, NOSUID, NODEV, NOEXEC) on an attached mount, and on all below it, by mount(2). */
+long isobox_remount(int tree, long long attributes, int recursive);
 
 /* Directories that file requests may start from: index 0 is "/" and is not stored. */
 extern int isobox_bases[ISOBOX_BASES_MAX];

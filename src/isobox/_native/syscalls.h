@@ -1,5 +1,5 @@
 /* Raw system calls for code that must not touch libc: isobox-init, and the extension's child
- * between clone3 and execveat, which shares the host program's memory.
+ * between clone and execveat, which shares the host program's memory.
  *
  * A call returns what the kernel returned: a negative errno on failure. Nothing here sets errno.
  * Constants that older headers lack are defined with the kernel's values (include/uapi/linux). */
@@ -10,9 +10,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifndef __NR_clone3
-#define __NR_clone3 435
-#endif
 #ifndef __NR_close_range
 #define __NR_close_range 436
 #endif
@@ -22,11 +19,6 @@
 #ifndef __NR_mount_setattr
 #define __NR_mount_setattr 442
 #endif
-
-struct isobox_clone_args {
-    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
-        set_tid_size, cgroup;
-};
 
 struct isobox_open_how {
     uint64_t flags, mode, resolve;
@@ -51,28 +43,9 @@ static inline long isobox_syscall6(long n, long a, long b, long c, long d, long 
     return result;
 }
 
-/* The child runs entry(arg) on the stack that args names and never comes back. */
-static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(void *), void *arg)
-{
-    long result;
-    register void (*r8)(void *) __asm__("r8") = entry;
-    register void *r9 __asm__("r9") = arg;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "mov %%r9, %%rdi\n\t"
-                     "call *%%r8\n\t"
-                     "hlt\n"
-                     "1:"
-                     : "=a"(result)
-                     : "a"(__NR_clone3), "D"(args), "S"(sizeof *args), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-/* The same by clone(2), whose flags a seccomp filter can look at. `flags` has the exit signal too. */
-static inline long isobox_clone(uint64_t flags, void *stack, void (*entry)(void *), void *arg)
+/* The child runs entry(arg) on the stack that ends at `stack` (0: a copy of ours) and never comes back.
+ * `flags` has the exit signal too. Not clone3, whose flags no seccomp filter can look at: some forbid it. */
+static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*entry)(void *), void *arg)
 {
     long result;
     register long r10 __asm__("r10") = 0;
@@ -88,7 +61,7 @@ static inline long isobox_clone(uint64_t flags, void *stack, void (*entry)(void 
                      "hlt\n"
                      "1:"
                      : "=a"(result)
-                     : "a"(__NR_clone), "D"(flags), "S"(stack), "d"(0), "r"(r10), "r"(r8), "r"(r9), "r"(r12)
+                     : "a"(__NR_clone), "D"(flags), "S"(stack), "d"(pidfd), "r"(r10), "r"(r8), "r"(r9), "r"(r12)
                      : "rcx", "r11", "memory");
     return result;
 }
@@ -111,32 +84,12 @@ static inline long isobox_syscall6(long n, long a, long b, long c, long d, long 
     return x0;
 }
 
-static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(void *), void *arg)
-{
-    register long x8 __asm__("x8") = __NR_clone3;
-    register long x0 __asm__("x0") = (long)args;
-    register long x1 __asm__("x1") = sizeof *args;
-    register void (*x2)(void *) __asm__("x2") = entry;
-    register void *x3 __asm__("x3") = arg;
-    __asm__ volatile("svc #0\n\t"
-                     "cbnz x0, 1f\n\t"
-                     "mov x29, #0\n\t"
-                     "mov x0, x3\n\t"
-                     "blr x2\n\t"
-                     "brk #1\n"
-                     "1:"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3)
-                     : "memory");
-    return x0;
-}
-
-static inline long isobox_clone(uint64_t flags, void *stack, void (*entry)(void *), void *arg)
+static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*entry)(void *), void *arg)
 {
     register long x8 __asm__("x8") = __NR_clone;
     register long x0 __asm__("x0") = (long)flags;
     register long x1 __asm__("x1") = (long)stack;
-    register long x2 __asm__("x2") = 0;
+    register int *x2 __asm__("x2") = pidfd;
     register long x3 __asm__("x3") = 0;
     register long x4 __asm__("x4") = 0;
     register void (*x5)(void *) __asm__("x5") = entry;
@@ -167,5 +120,35 @@ static inline long isobox_clone(uint64_t flags, void *stack, void (*entry)(void 
     isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 #define SYS6(n, a, b, c, d, e, f) \
     isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+/* Closes every descriptor from `first` on. Without close_range (Linux 5.9) by what /proc lists. */
+__attribute__((no_sanitize("address", "undefined"), unused)) static long isobox_close_from(long first)
+{
+    enum { HEAD = 19 }; /* of a struct linux_dirent64: two 64-bit numbers, its size, a type; then its name */
+    unsigned char entries[1024] __attribute__((aligned(8)));
+    long failed = SYS3(__NR_close_range, first, ~0U, 0);
+    if (failed == 0)
+        return 0;
+    long listing = SYS4(__NR_openat, -100 /* AT_FDCWD */, "/proc/self/fd", 02000000 /* O_CLOEXEC */, 0);
+    if (listing < 0)
+        return failed;
+    for (;;) {
+        long size = SYS3(__NR_getdents64, listing, entries, sizeof entries);
+        if (size <= 0) {
+            SYS1(__NR_close, listing);
+            return size;
+        }
+        for (long at = 0; at < size; at += entries[at + 16] | entries[at + 17] << 8) {
+            const unsigned char *name = entries + at + HEAD;
+            long fd = 0;
+            if (*name < '0' || *name > '9')
+                continue; /* "." and ".." */
+            for (; *name; name++)
+                fd = fd * 10 + (*name - '0');
+            if (fd >= first && fd != listing)
+                SYS1(__NR_close, fd);
+        }
+    }
+}
 
 #endif

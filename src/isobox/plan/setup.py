@@ -187,7 +187,7 @@ def setup_plan(setup: Setup) -> list[Op]:
     _mounts(stage, setup.mounts)
     for target in setup.read_only:
         stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=(target,))
-        stage.add("SETATTR", ATTR_RDONLY, 0, 0, note="read-only")
+        stage.add("SETATTR", ATTR_RDONLY, 0, note="read-only")
     return stage.ops
 
 
@@ -270,7 +270,6 @@ def _tree(stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str) -> 
             stage.add("TAKE_TREE", fds[0], note=tree.layers[0].path)
         else:
             stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=(tree.layers[0].path,))
-        stage.add("SETATTR", ATTR_RDONLY | ATTR_NODEV, 0, AT_RECURSIVE, note="read-only, nodev")
         if tree.is_file:
             stage.add("FILE", 0o644, BELOW_ROOT, 1, strings=(target, b""), note="mount point")
     else:
@@ -289,6 +288,8 @@ def _tree(stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str) -> 
             stage.add("FSCONFIG_FLAG", strings=("volatile",), note="no fsync: the layer is thrown away")
         stage.add("FSMOUNT", ATTR_NODEV, note="overlay")
     stage.add("ATTACH", HOST_PATH if root else BELOW_ROOT, strings=(target,), note=f"{tree.kind} {number}")
+    if tree.kind == "bind":
+        stage.add("SETATTR", ATTR_RDONLY | ATTR_NODEV, AT_RECURSIVE, note="read-only, nodev")
     if tree.kind == "overlay":
         stage.add("BASE", strings=(f"{uppers}/upper/{number}",), note=f"upper {number}")
     else:
@@ -333,16 +334,16 @@ def _kernel_file_systems(stage: _Stage, setup: Shape) -> None:
     else:
         # A new sysfs shows the network namespace's devices, so the kernel wants to see it owned.
         stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=("/sys",))
-        stage.add("SETATTR", hard | ATTR_RDONLY, 0, AT_RECURSIVE, note="read-only")
         stage.add("ATTACH", BELOW_ROOT, strings=("/sys",), note="the host's")
+        stage.add("SETATTR", hard | ATTR_RDONLY, AT_RECURSIVE, note="read-only")
 
 
 def _covers(stage: _Stage, setup: Shape) -> None:
     hard = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
     for path in setup.protected:
         stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(path,))
-        stage.add("SETATTR", hard | ATTR_RDONLY, 0, 0, note="read-only")
         stage.add("ATTACH", BELOW_ROOT, strings=(path,))
+        stage.add("SETATTR", hard | ATTR_RDONLY, 0, note="read-only")
     for path, is_directory in setup.masked:
         if is_directory:
             stage.mount("tmpfs", {"size": "4096", "mode": "0555"}, hard | ATTR_RDONLY, path, BELOW_ROOT)
@@ -356,6 +357,7 @@ def _devices(stage: _Stage, setup: Shape) -> None:
     if setup.dev_fd is not None:
         stage.add("TAKE_TREE", setup.dev_fd, note="device nodes")
         stage.add("ATTACH", BELOW_ROOT, strings=("/dev",), note="device nodes")
+        stage.add("SETATTR", quiet | ATTR_RDONLY, 0, note="read-only; its devices work all the same")
     else:
         stage.mount("tmpfs", {"size": "65536", "mode": "0755"}, quiet, "/dev", BELOW_ROOT)
         for name in DEVICES:
@@ -424,7 +426,7 @@ def _mounts(stage: _Stage, mounts: Sequence[Placed]) -> None:
         else:
             stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=(mount.source,))
         attributes = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if mount.read_only else 0)
-        stage.add(
-            "SETATTR", attributes, 0, AT_RECURSIVE, note="read-only" if mount.read_only else "nosuid, nodev"
-        )
         stage.add("ATTACH", BELOW_ROOT, strings=(mount.target,), note=f"bind of {mount.source}")
+        stage.add(
+            "SETATTR", attributes, AT_RECURSIVE, note="read-only" if mount.read_only else "nosuid, nodev"
+        )
