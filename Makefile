@@ -4,6 +4,7 @@
 #   make sanitize   the tests with AddressSanitizer and UndefinedBehaviorSanitizer
 #   make test-guest (as root) the tests in virtual machines with cgroup v2 only
 #   make test-guest-systemd (as root) tests in sessions of systemd, of root and of an ordinary user
+#   make test-older the tests without one of the newer system calls each
 #   make venv       only the environment make clean  remove what was built
 
 PYTHON ?= python3
@@ -21,9 +22,12 @@ QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/te
     tests/kernel/test_doctor.py::test_all_limits_work_for_root tests/kernel/test_namespaces.py \
     tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py tests/kernel/test_features.py \
     tests/kernel/test_meaning.py tests/kernel/test_devices.py
+# Without close_range and without clone3 nothing differs but how isobox-init and programs start.
+OLDER_LANES ?= linux-5.10 close_range
+OLDER_TESTS ?= tests/kernel
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-guest test-guest-systemd lint bench sanitize venv clean
+.PHONY: demo test test-guest test-guest-systemd test-older lint bench sanitize venv clean
 
 venv: $(STAMP)
 
@@ -58,6 +62,18 @@ test-guest-systemd: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	@sh tests/prerequisites.sh guest "$(PYTHON)"
 	$(RUN) tests/guest/guest.py --systemd -- sh tests/guest/sessions.sh $(RUN)
+
+# What the calls that nothing stands in for lead to is in tests/kernel/test_older.py, which make test runs.
+test-older: venv
+	@sh tests/prerequisites.sh test "$(PYTHON)"
+	@set -ex; for lane in $(OLDER_LANES); do \
+	    $(RUN) tests/older.py $$lane -- $(RUN) -m pytest -m 'not slow' $(OLDER_TESTS) $(PYTEST_ARGS); \
+	done
+	@if [ "$$(id -u)" = 0 ]; then \
+	    set -ex; \
+	    $(RUN) tests/older.py linux-5.10 -- sh tests/as_user.sh \
+	        $(RUN) -m pytest -m 'not slow' $(OLDER_TESTS) $(PYTEST_ARGS); \
+	fi
 
 lint: venv
 	@sh tests/prerequisites.sh lint "$(PYTHON)"

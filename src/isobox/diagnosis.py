@@ -105,8 +105,12 @@ def _kernel() -> Item:
             "boot a newer kernel",
             needed=True,
         )
-    helpful = ("idmapped_overlay", "pids_peak", "tmpfs_xattrs", "lowerdir_plus")
-    old = [name for name in helpful if not facts.since(name)]
+    try:
+        facts.need_calls()
+    except UnsupportedError as error:
+        return Item("kernel", "missing", error.why, error.remedy, needed=True)
+    wished = ("mount_setattr", "idmapped_overlay", "pids_peak", "tmpfs_xattrs", "lowerdir_plus")
+    old = [name for name in wished if not facts.since(name)]
     if old:
         return Item(
             "kernel",

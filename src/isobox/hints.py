@@ -33,7 +33,7 @@ _HINTS: dict[tuple[str, int], str] = {
     (
         "spawn",
         errno.ENOSYS,
-    ): "The kernel lacks clone3 (Linux 5.3), or a seccomp filter around this process hides it",
+    ): "The kernel lacks a system call (isobox needs Linux 5.10), or a seccomp filter hides it",
     ("spawn", errno.ENOMEM): "No memory, or the PID namespace of this process has ended",
     ("spawn", errno.EACCES): "This process may not execute from memory: see sysctl vm.memfd_noexec",
     ("host", errno.EMFILE): "This process has no descriptors left: raise 'ulimit -n'",

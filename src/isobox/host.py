@@ -1,8 +1,9 @@
 """What this kernel and this user can do: read-only facts, cheap enough for the first start.
 
 `features` reads two files; what costs more is looked at when it is first asked for. Kernel
-features go by the kernel's version, so a distribution's backport counts as absent; whether a
-security module or an outer container forbids a call is seen by trying, which `isobox.doctor` does.
+features go by the kernel's version, so a distribution's backport counts as absent. A system call has to
+answer too: a seccomp filter around an outer container may hide it. What else is forbidden here is seen
+by trying, which `isobox.doctor` does.
 
 >>> features().kernel >= (5, 0)
 True
@@ -10,6 +11,7 @@ True
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
-from isobox import idmap
+from isobox import _native, idmap
+from isobox.errors import UnsupportedError
 from isobox.idmap import IdRange
 
 if TYPE_CHECKING:
@@ -26,10 +29,9 @@ if TYPE_CHECKING:
 
 SINCE: Final[dict[str, tuple[tuple[int, int], str]]] = {
     "pidfd": ((5, 3), "descriptors of processes"),
-    "clone3": ((5, 3), "the system call clone3"),
     "open_tree": ((5, 2), "the mount calls open_tree, fsopen, fsmount and move_mount"),
     "openat2": ((5, 6), "the system call openat2"),
-    "clone_into_cgroup": ((5, 7), "processes that are born in a cgroup of v2"),
+    "close_range": ((5, 9), "the system call close_range"),
     "whiteouts": ((5, 8), "whiteouts made by ordinary users"),
     "volatile_overlay": ((5, 10), "overlays that skip syncing"),
     "overlay_in_userns": ((5, 11), "overlays in user namespaces"),
@@ -44,7 +46,25 @@ SINCE: Final[dict[str, tuple[tuple[int, int], str]]] = {
     "lowerdir_plus": ((6, 8), "overlay layers given one by one"),
     "layer_fds": ((6, 13), "overlay layers given as descriptors"),
 }
-"""Facts that follow from the kernel's version: since when, and what it is."""
+"""Facts that follow from the kernel's version: since when, and what it is (docs/reference/kernels.md)."""
+
+CALLS: Final[dict[str, tuple[int, ...]]] = {
+    "pidfd": (434,),
+    "open_tree": (428, 429, 430, 431, 432),
+    "openat2": (437,),
+    "close_range": (436,),
+    "mount_setattr": (442,),
+}
+"""The system calls of those facts: pidfd_open; open_tree, move_mount, fsopen, fsconfig, fsmount; and so on.
+
+The same numbers on every machine: since Linux 5.1 there is one table for all.
+"""
+
+_FOR_ROOT: Final = frozenset({429, 430, 432})
+"""Those that say EPERM to an ordinary user before they look at their arguments."""
+
+NEEDED: Final = ("pidfd", "open_tree", "openat2")
+"""Those of `CALLS` that nothing stands in for."""
 
 NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
@@ -71,8 +91,32 @@ class HostFeatures:
     filtered: bool
 
     def since(self, name: str) -> bool:
-        """True if the kernel is new enough for an entry of `SINCE`."""
-        return self.kernel >= SINCE[name][0]
+        """True if the kernel is new enough for an entry of `SINCE`, and answers to its calls."""
+        return self.kernel >= SINCE[name][0] and name not in self.unanswered
+
+    @cached_property
+    def unanswered(self) -> frozenset[str]:
+        """Those of `CALLS` that the kernel lacks, or that a seccomp filter keeps from this process."""
+        return frozenset(name for name, numbers in CALLS.items() if not all(map(self._answers, numbers)))
+
+    def _answers(self, number: int) -> bool:
+        said = _native.try_call(number)
+        may_be_refused = number in _FOR_ROOT and not self.is_root
+        return said != errno.ENOSYS and (said != errno.EPERM or may_be_refused)
+
+    def need_calls(self) -> None:
+        """Raise `UnsupportedError` where a system call is missing that every container needs."""
+        for name in NEEDED:
+            if name in self.unanswered:
+                (major, minor), what = SINCE[name]
+                raise UnsupportedError(
+                    name,
+                    f"containers need {what}, which Linux {major}.{minor} or newer has "
+                    f"(this is {self.release}) unless a seccomp filter forbids it, "
+                    "that of a container around this program perhaps",
+                    "boot a newer kernel, or give the container around this program a seccomp profile that "
+                    "allows it (docker run --security-opt seccomp=unconfined)",
+                )
 
     # Who we are
 
@@ -223,16 +267,6 @@ class HostFeatures:
         return self.since("openat2")
 
     @property
-    def clone3(self) -> bool:
-        """The kernel has clone3."""
-        return self.since("clone3")
-
-    @property
-    def clone_into_cgroup(self) -> bool:
-        """A process can be born in a cgroup of v2."""
-        return self.since("clone_into_cgroup")
-
-    @property
     def open_tree(self) -> bool:
         """The kernel has the newer mount calls."""
         return self.since("open_tree")
@@ -245,12 +279,22 @@ class HostFeatures:
     @property
     def idmapped_mounts(self) -> bool:
         """This user can make idmapped mounts of host directories: root only, below an overlay."""
-        return self.is_root and not self.in_user_namespace and self.since("idmapped_overlay")
+        return (
+            self.is_root
+            and not self.in_user_namespace
+            and self.since("mount_setattr")
+            and self.since("idmapped_overlay")
+        )
 
     @property
     def idmapped_tmpfs(self) -> bool:
         """Idmapped mounts work on tmpfs too."""
         return self.idmapped_mounts and self.since("idmapped_tmpfs")
+
+    @property
+    def host_folders(self) -> bool:
+        """Folders of the host can be images and writable mounts: root's by idmapped mounts."""
+        return not self.is_root or (self.since("mount_setattr") and self.since("idmapped_overlay"))
 
     @cached_property
     def memfd_exec(self) -> bool:
@@ -347,10 +391,12 @@ class HostFeatures:
     def why(self, name: str) -> str:
         """Why the fact `name` is false, for people; empty if it is true or nothing is known.
 
-        >>> features().why("clone3")
+        >>> features().why("openat2")
         ''
         """
-        if getattr(self, name):
+        if name in SINCE and not self.since(name):
+            return self._why_missing(name)
+        if (name in SINCE and not hasattr(type(self), name)) or getattr(self, name):
             return ""
         if name.startswith("cgroup"):
             return self._why_cgroup(name)
@@ -372,12 +418,23 @@ class HostFeatures:
             if not self.subuids or not self.subgids:
                 return "/etc/subuid and /etc/subgid give this user no range"
             return self.why("newuidmap")
-        if name in SINCE and not self.since(name):
-            version, what = SINCE[name]
-            return f"{what} need Linux {version[0]}.{version[1]}, this is {self.release}"
-        if name in ("idmapped_mounts", "idmapped_tmpfs"):
+        if name in ("idmapped_mounts", "idmapped_tmpfs", "host_folders"):
+            for needed in ("mount_setattr", "idmapped_overlay"):
+                if not self.since(needed):
+                    return self._why_missing(needed)
             return "only the machine's root can make them"
         return _WHY.get(name, "")
+
+    def _why_missing(self, name: str) -> str:
+        """Why `since` says no."""
+        version, what = SINCE[name]
+        newer = f"Linux {version[0]}.{version[1]}"
+        if self.kernel < version:
+            return f"{what} need {newer}, this is {self.release}"
+        return (
+            f"{what}: {newer} or newer has it (this is {self.release}), and here it is refused; "
+            "a seccomp filter forbids it, that of a container around this program perhaps"
+        )
 
     def _why_cgroup(self, name: str) -> str:
         wanted = {"cgroup_io": ["blkio"], "cgroups": ["cpu", "memory", "pids"]}.get(

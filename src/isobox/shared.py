@@ -76,12 +76,16 @@ class Shared:
 
     def __init__(self) -> None:
         facts = features()
+        facts.need_calls()  # before anything is made
         if refused := proc_refused():
             raise refused
         self.root = facts.is_root
         # Device nodes are the machine's root's to make, not those of root in a user namespace.
         self.makes_devices = facts.is_root and not facts.in_user_namespace
         self.lowerdir_plus = facts.since("lowerdir_plus")
+        # Here, and not at each start: facts are kept behind locks, which a fork may leave held.
+        self.no_userns_overlays = facts.why("overlay_in_userns")
+        self.no_host_folders = facts.why("host_folders")
         self.owner = runtime.current()
         self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
         self.owner.collect_once(self.groups.collect)

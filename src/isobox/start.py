@@ -230,6 +230,18 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
             "the kernel was built without time namespaces",
             'leave namespaces["time"] at "host", or boot a kernel that has them',
         )
+    if spec.userns == "auto" and shared.no_userns_overlays:
+        raise UnsupportedError(
+            'userns="auto"',
+            shared.no_userns_overlays,
+            "boot Linux 5.11 or newer" + (', or use userns="host"' if shared.root else ""),
+        )
+    if spec.userns == "auto" and shared.root and spec.image != "host" and shared.no_host_folders:
+        raise UnsupportedError(
+            f"owners of the image {spec.image}",
+            shared.no_host_folders,
+            'boot Linux 5.19 or newer, or use userns="host"',
+        )
     if spec.disk is not None and spec.upper == "disk":
         raise UnsupportedError(
             'disk with upper="disk"',
@@ -389,4 +401,4 @@ def exec_error(ops: Sequence[Op], reply: _native.Reply, program: str) -> Excepti
         return ExecError(
             number, describe(op, 0), stage="exec", op=op.name.lower(), hint=hint(op.name, number, op)
         )
-    return ExecError(number, program, stage="exec", op="clone3", hint=hint("clone", number))
+    return ExecError(number, program, stage="exec", op="clone", hint=hint("clone", number))

@@ -57,6 +57,7 @@ def image(tmp_path: Path) -> Path:
 
 
 class TestBind:
+    @pytest.mark.requires("host_folders")
     def test_read_and_write(self, source: Path) -> None:
         with Container(mounts=[Mount.bind(source, "/data")]) as container:
             assert sh(container, "cat /data/file /data/sub/deep") == "from the host\ndeep\n"
@@ -99,6 +100,7 @@ class TestBind:
             assert len(below) >= 1
             assert all("ro" in fields[3].split(",") for fields in below), below
 
+    @pytest.mark.requires("host_folders")
     def test_a_file(self, source: Path) -> None:
         with Container(mounts=[f"{source}/file:/tmp/one", f"{source}/file:/a/b/two:ro"]) as container:
             assert sh(container, "cat /tmp/one /a/b/two") == "from the host\n" * 2
@@ -107,16 +109,19 @@ class TestBind:
             assert not container.exec(["sh", "-c", "echo x > /a/b/two"]).ok
         assert (source / "file").read_text() == "changed\n"
 
+    @pytest.mark.requires("host_folders")
     def test_over_something_that_is_there(self, source: Path) -> None:
         with Container(mounts=[f"{source}/file:/etc/passwd:ro", f"{source}:/usr/share"]) as container:
             assert sh(container, "cat /etc/passwd; ls /usr/share") == "from the host\nfile\nsub\n"
             assert container.changes() == []
 
+    @pytest.mark.requires("host_folders")
     def test_relative_sources(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(source)
         with Container(mounts=["./file:/tmp/one", Mount.bind("sub", "/tmp/two")]) as container:
             assert sh(container, "cat /tmp/one /tmp/two/deep") == "from the host\ndeep\n"
 
+    @pytest.mark.requires("host_folders")
     def test_one_in_another(self, source: Path) -> None:
         mounts = [Mount.tmpfs("/a/b/c"), f"{source}:/a", f"{source}/sub:/a/b:ro"]
         (source / "b" / "c").mkdir(parents=True)
@@ -128,11 +133,13 @@ class TestBind:
             )
         assert os.listdir(source / "sub" / "c") == []
 
+    @pytest.mark.requires("host_folders")
     def test_a_link_as_source_is_followed(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(source)
         with Container(mounts=[f"{tmp_path}/link:/data"]) as container:
             assert sh(container, "cat /data/file") == "from the host\n"
 
+    @pytest.mark.requires("host_folders")
     def test_links_in_it_lead_nowhere_on_the_host(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("secret")
         (source / "absolute").symlink_to(tmp_path / "secret")
@@ -141,6 +148,7 @@ class TestBind:
             for name in ("absolute", "relative"):
                 assert not container.exec(["cat", f"/data/{name}"]).ok
 
+    @pytest.mark.requires("host_folders")
     def test_no_devices_and_no_setuid(self, source: Path) -> None:
         with Container(mounts=[f"{source}:/data"]) as container:
             (line,) = [
@@ -148,6 +156,7 @@ class TestBind:
             ]
             assert {"nosuid", "nodev"} <= set(line.split()[3].split(","))
 
+    @pytest.mark.requires("host_folders")
     def test_a_socket_of_the_host(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "socket"))
@@ -160,7 +169,7 @@ class TestBind:
             with connection:
                 assert connection.recv(10) == b"hello"
 
-    @pytest.mark.requires("root")
+    @pytest.mark.requires("host_folders", "root")
     def test_owners_are_kept(self, source: Path) -> None:
         os.chown(source / "file", 1000, 1001)
         with Container(mounts=[f"{source}:/data"]) as container:
@@ -169,6 +178,7 @@ class TestBind:
         found = (source / "new").stat()
         assert (found.st_uid, found.st_gid) == (12, 34)
 
+    @pytest.mark.requires("host_folders")
     def test_our_mounts_stay_as_they_were(self, source: Path) -> None:
         with open("/proc/self/mountinfo") as file:
             before = file.read()
@@ -205,6 +215,7 @@ class TestTmpfs:
 
 
 class TestTargets:
+    @pytest.mark.requires("host_folders")
     def test_made_where_it_is_missing(self, source: Path) -> None:
         with Container(mounts=[f"{source}:/new/place/of/ours", Mount.tmpfs("/srv/x")]) as container:
             assert sh(container, "cat /new/place/of/ours/file; stat -c %a /new/place /srv/x") == (
@@ -212,6 +223,7 @@ class TestTargets:
             )
         assert not os.path.exists("/new")
 
+    @pytest.mark.requires("host_folders")
     @pytest.mark.parametrize(
         "link",
         [
@@ -240,12 +252,14 @@ class TestTargets:
         assert os.listdir(outside) == []
         assert sorted(os.listdir(source)) == ["file", "sub"]
 
+    @pytest.mark.requires("host_folders")
     def test_a_link_to_the_inside_is_followed(self, image: Path, source: Path) -> None:
         (image / "link").symlink_to("/real/inner")
         with Container(image, mounts=[*HOST, f"{source}:/link"]) as container:
             assert sh(container, "cat /real/inner/file") == "from the host\n"
         assert os.listdir(image / "real" / "inner") == []
 
+    @pytest.mark.requires("host_folders")
     @pytest.mark.parametrize(
         ("what", "target"), [("", "/real/file"), ("/file", "/real"), ("", "/real/file/below")]
     )
@@ -296,6 +310,7 @@ class TestReadOnlyRoot:
             with pytest.raises(OSError, match="Read-only"):
                 container.write_bytes("/tmp/file", b"x")
 
+    @pytest.mark.requires("host_folders")
     def test_mounts_and_devices_can(self, source: Path) -> None:
         mounts = [f"{source}:/data", Mount.tmpfs("/tmp")]
         with Container(read_only=True, mounts=mounts) as container:
@@ -306,12 +321,14 @@ class TestReadOnlyRoot:
             assert container.exec(["tty"], tty=True).ok
         assert (source / "new").exists()
 
+    @pytest.mark.requires("host_folders")
     def test_a_mount_over_a_part_of_the_root_stays_writable(self, source: Path) -> None:
         # For an ordinary user each directory of the host's is a mount of its own.
         with Container(read_only=True, mounts=[f"{source}:/usr/share", f"{source}/sub:/opt"]) as container:
             sh(container, "echo x > /usr/share/new; echo x > /opt/new")
             assert "Read-only" in container.exec(["touch", "/var/tmp/file"], text=True).stderr
 
+    @pytest.mark.requires("host_folders")
     def test_a_mount_s_target_is_made(self, image: Path, source: Path) -> None:
         # It is made before the root becomes read-only.
         with Container(image, read_only=True, mounts=[*HOST, f"{source}:/made"]) as container:
@@ -399,6 +416,7 @@ class TestProcAndSys:
 
 
 class TestFolders:
+    @pytest.mark.requires("host_folders")
     def test_owners_inside(self, image: Path) -> None:
         with Container(image, mounts=HOST) as container:
             assert sh(container, "stat -c %u:%g /real/file /etc /") == "0:0\n" * 3
@@ -407,7 +425,7 @@ class TestFolders:
         assert (image / "real" / "file").read_text() == "image\n"
         assert (image / "etc" / "passwd").exists() and not (image / "real" / "new").exists()
 
-    @pytest.mark.requires("root")
+    @pytest.mark.requires("host_folders", "root")
     def test_other_owners_inside(self, image: Path) -> None:
         os.chown(image / "real" / "file", 1000, 1000)
         os.chmod(image / "real" / "file", 0o600)
@@ -416,6 +434,7 @@ class TestFolders:
             assert sh(container, "cat /real/file", user="app") == "image\n"
             assert not container.exec(["cat", "/real/file"], user="1001").ok
 
+    @pytest.mark.requires("host_folders")
     def test_two_from_one(self, image: Path) -> None:
         with (
             Container(image, mounts=HOST) as one,
@@ -424,11 +443,13 @@ class TestFolders:
             sh(one, "echo one > /real/file")
             assert sh(two, "cat /real/file") == "image\n"
 
+    @pytest.mark.requires("host_folders")
     def test_the_whole_system_of_the_host_is_not_one(self) -> None:
         with pytest.raises(SpecError) as caught:
             Container("/").start()
         assert caught.value.field == "image"
 
+    @pytest.mark.requires("host_folders")
     @pytest.mark.parametrize("compression", ["", "gz", "zst"])
     def test_archives(self, image: Path, tmp_path: Path, compression: str) -> None:
         plain = tmp_path / "image.tar"

@@ -125,6 +125,7 @@ def test_a_virtual_environment_in_a_hidden_directory(tmp_path: Path) -> None:
     assert "beside" not in done.stdout
 
 
+@pytest.mark.requires("host_folders")
 @UPPERS
 def test_a_folder_is_copied_on_write(image: Path, upper: str) -> None:
     with Container(image, mounts=MOUNTS, upper=upper) as container:
@@ -142,6 +143,7 @@ def test_a_folder_is_copied_on_write(image: Path, upper: str) -> None:
     assert sorted(os.listdir(image / "data")) == ["a", "sub"]
 
 
+@pytest.mark.requires("host_folders")
 @UPPERS
 def test_a_directory_made_anew_hides_the_old(image: Path, upper: str) -> None:
     with Container(image, mounts=MOUNTS, upper=upper) as container:
@@ -155,6 +157,7 @@ def test_a_directory_made_anew_hides_the_old(image: Path, upper: str) -> None:
         ]
 
 
+@pytest.mark.requires("host_folders")
 @pytest.mark.parametrize("upper", ["memory", "disk"])
 def test_an_unchanged_container_has_no_changes(image: Path, upper: str) -> None:
     with Container(image, mounts=(*MOUNTS, Mount.tmpfs("/deep/er/mount")), upper=upper) as container:
@@ -165,6 +168,7 @@ def test_an_unchanged_container_has_no_changes(image: Path, upper: str) -> None:
         assert changed(container) == ["added /data/z"]
 
 
+@pytest.mark.requires("host_folders")
 def test_a_link_in_the_image_does_not_lead_a_mount_out(image: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o755)
@@ -180,6 +184,7 @@ def test_a_link_in_the_image_does_not_lead_a_mount_out(image: Path, tmp_path: Pa
     assert os.listdir(outside) == []
 
 
+@pytest.mark.requires("host_folders")
 @pytest.mark.parametrize("compression", ["", "gz"])
 def test_a_tar_archive_is_an_image(image: Path, tmp_path: Path, compression: str) -> None:
     archive = tmp_path / f"image.tar{compression and '.' + compression}"
@@ -191,6 +196,7 @@ def test_a_tar_archive_is_an_image(image: Path, tmp_path: Path, compression: str
         assert changed(container) == ["deleted /data/a"]
 
 
+@pytest.mark.requires("host_folders")
 def test_a_damaged_archive_leaves_nothing(image: Path, tmp_path: Path) -> None:
     archive = tmp_path / "image.tar"
     with tarfile.open(archive, "w") as tar:
@@ -200,6 +206,7 @@ def test_a_damaged_archive_leaves_nothing(image: Path, tmp_path: Path) -> None:
         Container(archive, mounts=MOUNTS).start()
 
 
+@pytest.mark.requires("host_folders")
 def test_a_read_only_root(image: Path) -> None:
     with Container(image, mounts=MOUNTS, read_only=True) as container:
         result = container.exec(["sh", "-c", "echo x > /data/a"])

@@ -83,11 +83,13 @@ def test_release(release: str, version: tuple[int, int]) -> None:
 
 def test_an_old_kernel_says_what_it_lacks() -> None:
     old = evolve(host.features(), kernel=(5, 4), release="5.4.0-1")
-    assert old.clone3 and not old.openat2 and not old.overlay and not old.lowerdir_plus
+    assert old.open_tree and not old.openat2 and not old.overlay and not old.lowerdir_plus
     assert old.why("lowerdir_plus") == "overlay layers given one by one need Linux 6.8, this is 5.4.0-1"
     assert "5.11" in old.why("overlay")
     for name in SINCE:
         assert evolve(old, kernel=SINCE[name][0]).since(name)
+        assert evolve(old, kernel=SINCE[name][0]).why(name) == "" or name.startswith("idmapped_")
+        assert "5.4.0-1" in evolve(old, kernel=(0, 0)).why(name)
         assert (
             not evolve(old, kernel=(SINCE[name][0][0], SINCE[name][0][1] - 1)).since(name)
             or SINCE[name][0][1] == 0
@@ -156,3 +158,15 @@ found.is_root, found.lowerdir_plus, found.memfd_exec, found.user_namespaces
 assert not set(sys.modules) - before, set(sys.modules) - before
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_about_kernels_has_every_fact() -> None:
+    """The table is `SINCE`, in its order; and the versions of its first lines are those that are refused."""
+    page = (Path(__file__).parents[2] / "docs/reference/kernels.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [(name.strip("`"), version, what) for name, version, what, *_ in rows] == [
+        (name, f"{major}.{minor}", what)
+        for name, ((major, minor), what) in sorted(SINCE.items(), key=lambda entry: entry[1][0])
+    ]
+    assert all(len(row) == 5 and all(row) for row in rows)
+    assert f"needs **Linux 5.{SINCE['overlay_in_userns'][0][1]}**" in page
