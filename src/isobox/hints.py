@@ -59,6 +59,10 @@ _HINTS: dict[tuple[str, int], str] = {
     ("CHDIR", errno.ENOENT): "Give a directory that exists in the container as workdir",
     ("CHDIR", errno.ENOTDIR): "Give a directory as workdir",
     ("CHDIR", errno.EACCES): "The user may not enter it",
+    ("FSCONFIG_STRING", errno.EINVAL): (
+        "Before Linux 6.8 the paths of an overlay's layers may have 255 characters together: "
+        "give the image or ISOBOX_STATE_DIR a shorter path"
+    ),
     ("JOIN_CGROUP", errno.EAGAIN): "The pids limit is reached",
     ("IDS", errno.EAGAIN): "The limit on processes of this user is reached",
     ("RLIMIT", errno.EPERM): "A hard limit can't be raised above this process's own",
