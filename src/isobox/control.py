@@ -89,10 +89,12 @@ class Control:
         self._send(_native.THAW, text, [fd])
         _native.receive(self._fd, REPLY_TIMEOUT_MS)
 
-    def exec(self, plan: bytes, fds: Sequence[int], *, number: int, flags: int) -> None:
-        """Ask for an exec; what becomes of it comes through fds[0]."""
+    def exec(self, plan: bytes, fds: Sequence[int], *, number: int, flags: int, cgroup: int = -1) -> None:
+        """Ask for an exec, born in the cgroup fds[cgroup]; what becomes of it comes through fds[0]."""
+        if cgroup >= 0:
+            flags |= _native.CGROUP_FD
         try:
-            self._send(_native.EXEC, plan, fds, number=number, flags=flags)
+            self._send(_native.EXEC, plan, fds, number=number, flags=flags, args=(0, cgroup, 0))
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF):
                 raise self._gone(error) from None

@@ -85,6 +85,10 @@ def _start(
             kept.callback(os.close, status)
             lent.callback(os.close, theirs)
             fds = [theirs, *streams.inside, *group.join_fds]
+            born_in = -1
+            if group.into_fd is not None:
+                born_in = len(fds)
+                fds.append(group.into_fd)
             flags = _native.HOLD if capture else _native.WANT_START
             flags |= 0 if group.present else _native.OWN_PIDNS
             flags |= _native.FILTERED if template.filtered else 0
@@ -101,7 +105,7 @@ def _start(
             )
             programs.running[number] = process
             request = template.encode(spec.args)
-            programs.control.exec(request, fds, number=number, flags=flags)
+            programs.control.exec(request, fds, number=number, flags=flags, cgroup=born_in)
             lent.close()  # so that the status pipe ends where nobody writes to it
             group.joined()
         begin(process, streams)

@@ -47,6 +47,9 @@ CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 WALL: Final = 0x40000000
 
+_NO_BIRTHS: Final = (errno.ENOSYS, errno.EPERM, errno.E2BIG, errno.EINVAL)
+"""What clone3 says to CLONE_INTO_CGROUP where it lacks that, or is kept from us: see clone(2)."""
+
 IDLE_SECONDS: Final = 1.0
 QUIET_SECONDS: Final = 0.005
 
@@ -290,13 +293,12 @@ def _start(
     flags: int, shared: Shared, stack: ExitStack, bundle: Bundle | None = None
 ) -> tuple[Control, int, int]:
     """Start isobox-init in new namespaces (CLONE_NEW*): its socket, pid and pidfd. The stack ends it."""
-    born_in = -1 if bundle is None or bundle.into_fd is None else bundle.into_fd
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         control = Control(ours.detach())
         stack.callback(control.close)
-        pid, pidfd = _spawn(flags, shared, theirs.fileno(), born_in)
+        pid, pidfd = _spawn(flags, shared, theirs.fileno(), bundle)
     finally:
         ours.close()
         theirs.close()
@@ -304,7 +306,8 @@ def _start(
     return control, pid, pidfd
 
 
-def _spawn(flags: int, shared: Shared, control_fd: int, cgroup_fd: int) -> tuple[int, int]:
+def _spawn(flags: int, shared: Shared, control_fd: int, bundle: Bundle | None) -> tuple[int, int]:
+    cgroup_fd = -1 if bundle is None or bundle.into_fd is None else bundle.into_fd
     try:
         return _native.spawn(
             flags,
@@ -315,6 +318,9 @@ def _spawn(flags: int, shared: Shared, control_fd: int, cgroup_fd: int) -> tuple
         )
     except _native.SpawnError as error:
         number = error.errno or errno.EIO
+        if bundle is not None and cgroup_fd >= 0 and number in _NO_BIRTHS:
+            shared.groups.no_births(bundle)  # and where that is not the cause, the next attempt tells it
+            return _spawn(flags, shared, control_fd, bundle)
         refused = unsupported(error.step, number, own_userns=bool(flags & CLONE_NEWUSER))
         if refused is not None:
             raise refused from error

@@ -41,6 +41,7 @@ PAYLOAD_FD: Final[int] = _lib.ISOBOX_PAYLOAD_FD
 WANT_START: Final[int] = _lib.ISOBOX_WANT_START
 OWN_PIDNS: Final[int] = _lib.ISOBOX_OWN_PIDNS
 HOLD: Final[int] = _lib.ISOBOX_HOLD
+CGROUP_FD: Final[int] = _lib.ISOBOX_CGROUP_FD
 FILTERED: Final[int] = _lib.ISOBOX_FILTERED
 
 # Kinds of replies.
@@ -108,9 +109,12 @@ def init_memfd(mode: int) -> int:
     return _check(_lib.isobox_init_memfd(_ffi.from_buffer(program), len(program), mode))
 
 
-def spawn(flags: int, *, init_fd: int, control_fd: int, owner_fd: int) -> tuple[int, int]:
+def spawn(
+    flags: int, *, init_fd: int, control_fd: int, owner_fd: int, cgroup_fd: int = -1
+) -> tuple[int, int]:
     """Start isobox-init in the namespaces that `flags` names (CLONE_NEW*). Returns (pid, pidfd).
 
+    `cgroup_fd`: the directory of a cgroup of v2 to be born in, "CLONE_INTO_CGROUP" in clone(2).
     Raises `SpawnError`. See clone(2), "CLONE_VFORK": costs the same at any size of this process.
     """
     request = _ffi.new(
@@ -120,6 +124,7 @@ def spawn(flags: int, *, init_fd: int, control_fd: int, owner_fd: int) -> tuple[
             "init_fd": init_fd,
             "control_fd": control_fd,
             "owner_fd": owner_fd,
+            "cgroup_fd": cgroup_fd,
         },
     )
     result = _lib.isobox_spawn_init(request)

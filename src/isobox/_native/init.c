@@ -281,9 +281,10 @@ static void exec_child(void *argument)
 }
 
 /* The child that becomes a program: in our memory until then, while we wait. */
-static long clone_exec(struct exec_child *child)
+static long clone_exec(struct exec_child *child, int cgroup_fd)
 {
-    return isobox_clone(CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack + sizeof child_stack, 0, exec_child, child);
+    return isobox_clone_into(cgroup_fd, CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack, sizeof child_stack, 0,
+                             exec_child, child);
 }
 
 static void add_usage(struct isobox_reply *reply, const long *rusage)
@@ -324,7 +325,7 @@ static long clone_into_own_pids(struct exec_child *child, int *keeper)
     pid = isobox_clone(SIGCHLD_, 0, 0, keeper_main, 0);
     if (pid > 0) {
         *keeper = (int)pid;
-        pid = clone_exec(child);
+        pid = clone_exec(child, -1); /* only where there are no cgroups */
     }
     if (SYS2(__NR_setns, own_pids, CLONE_NEWPID_))
         leave(1);
@@ -362,7 +363,7 @@ static void filtered_main(void *nothing)
     for (;;) {
         filtered_await(1);
         if (filtered.installed)
-            filtered.result = clone_exec(filtered.work);
+            filtered.result = clone_exec(filtered.work, -1);
         else
             filtered.result = isobox_run_ops(&filtered.work->run);
         filtered_tell(0);
@@ -411,7 +412,9 @@ static void serve_exec(const struct isobox_request *request, long size)
     if (received_count == 0)
         return;
     int slot = free_slot();
-    int keeper = 0;
+    int cgroup_fd = -1, keeper = 0;
+    if (request->flags & ISOBOX_CGROUP_FD && request->arg[1] >= 0 && request->arg[1] < received_count)
+        cgroup_fd = received[request->arg[1]];
     child.run = plan_of(request, size, &mapped);
     child.failed = 0;
     reply.start_ns = now();
@@ -422,9 +425,9 @@ static void serve_exec(const struct isobox_request *request, long size)
     } else if (request->flags & ISOBOX_OWN_PIDNS) {
         pid = clone_into_own_pids(&child, &keeper);
     } else if (request->flags & ISOBOX_FILTERED) {
-        pid = filtered.installed ? filtered_run(&child) : -EBADMSG_;
+        pid = filtered.installed && cgroup_fd < 0 ? filtered_run(&child) : -EBADMSG_;
     } else {
-        pid = clone_exec(&child);
+        pid = clone_exec(&child, cgroup_fd);
     }
     if (mapped)
         SYS2(__NR_munmap, mapped, request->size);

@@ -41,6 +41,7 @@ enum isobox_request_flag {
     ISOBOX_PAYLOAD_FD = 1,  /* the ops are in a memfd, the last descriptor */
     ISOBOX_WANT_START = 2,  /* exec: report the start, not only a failure or the end */
     ISOBOX_OWN_PIDNS = 4,   /* exec: a PID namespace of its own, so that its end ends all of it */
+    ISOBOX_CGROUP_FD = 8,   /* exec: descriptor fds[arg1] is a cgroup of v2 to be born in */
     ISOBOX_HOLD = 16,       /* exec: keep stdout and stderr open until its end is told: one wake-up, not three */
     ISOBOX_FILTERED = 32,   /* exec: made by the thread of ISOBOX_FILTER, so under its filter */
 };
@@ -128,6 +129,7 @@ struct isobox_spawn {
     int init_fd;
     int control_fd;
     int owner_fd;
+    int cgroup_fd; /* a cgroup of v2 to be born in; -1: none */
     int pid;   /* out */
     int pidfd; /* out */
     int error; /* out: errno of the failing step */

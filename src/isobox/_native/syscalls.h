@@ -10,6 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifndef __NR_clone3
+#define __NR_clone3 435
+#endif
 #ifndef __NR_close_range
 #define __NR_close_range 436
 #endif
@@ -19,6 +22,11 @@
 #ifndef __NR_mount_setattr
 #define __NR_mount_setattr 442
 #endif
+
+struct isobox_clone_args {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        set_tid_size, cgroup;
+};
 
 struct isobox_open_how {
     uint64_t flags, mode, resolve;
@@ -39,6 +47,26 @@ static inline long isobox_syscall6(long n, long a, long b, long c, long d, long 
     __asm__ volatile("syscall"
                      : "=a"(result)
                      : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+/* The child runs entry(arg) on the stack that args names and never comes back. See isobox_clone_into. */
+static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(void *), void *arg)
+{
+    long result;
+    register void (*r8)(void *) __asm__("r8") = entry;
+    register void *r9 __asm__("r9") = arg;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r9, %%rdi\n\t"
+                     "call *%%r8\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "a"(__NR_clone3), "D"(args), "S"(sizeof *args), "r"(r8), "r"(r9)
                      : "rcx", "r11", "memory");
     return result;
 }
@@ -84,6 +112,26 @@ static inline long isobox_syscall6(long n, long a, long b, long c, long d, long 
     return x0;
 }
 
+static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(void *), void *arg)
+{
+    register long x8 __asm__("x8") = __NR_clone3;
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = sizeof *args;
+    register void (*x2)(void *) __asm__("x2") = entry;
+    register void *x3 __asm__("x3") = arg;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "mov x0, x3\n\t"
+                     "blr x2\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3)
+                     : "memory");
+    return x0;
+}
+
 static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*entry)(void *), void *arg)
 {
     register long x8 __asm__("x8") = __NR_clone;
@@ -120,6 +168,24 @@ static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*
     isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 #define SYS6(n, a, b, c, d, e, f) \
     isobox_syscall6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+/* The same on a stack of `size` bytes that begins at `stack`, in the v2 cgroup of a descriptor from birth
+ * (CLONE_INTO_CGROUP, Linux 5.7), or by isobox_clone in ours where that is negative. */
+__attribute__((no_sanitize("address", "undefined"), unused)) static long
+isobox_clone_into(int cgroup_fd, uint64_t flags, unsigned char *stack, unsigned long size, int *pidfd,
+                  void (*entry)(void *), void *arg)
+{
+    if (cgroup_fd < 0)
+        return isobox_clone(flags, stack + size, pidfd, entry, arg);
+    struct isobox_clone_args args = {0};
+    args.flags = (flags & ~(uint64_t)0xff) | 0x200000000ULL;
+    args.exit_signal = flags & 0xff;
+    args.pidfd = (uint64_t)(uintptr_t)pidfd;
+    args.stack = (uint64_t)(uintptr_t)stack;
+    args.stack_size = size;
+    args.cgroup = (uint64_t)cgroup_fd;
+    return isobox_clone3(&args, entry, arg);
+}
 
 /* Closes every descriptor from `first` on. Without close_range (Linux 5.9) by what /proc lists. */
 __attribute__((no_sanitize("address", "undefined"), unused)) static long isobox_close_from(long first)

@@ -135,13 +135,17 @@ class Bundle:
     def open(self) -> None:
         """Open what is needed to join: v1 a tasks file each, v2 the directory to be born in.
 
-        On v1 what counts is who opened the file; on v2, who clones: see `let_start`.
+        Of a file it counts who opened it, for a birth who clones: see `let_start`. Where nobody can be
+        born in a group (see `Groups.no_births`), v2 has a file too.
         """
         joins = []
+        self.close_joining()
         try:
             for group in self.directories:
-                if group.tree.version == 1:
-                    joins.append(group.open("tasks", os.O_WRONLY))
+                if not group.tree.births:
+                    file = "tasks" if group.tree.version == 1 else "cgroup.procs"
+                    below = f"{LEAF}/" if group.tree.version == 2 and self.holds_groups else ""
+                    joins.append(group.open(f"{below}{file}", os.O_WRONLY))
                     continue
                 self.into_fd = group.open(LEAF if self.holds_groups else ".", os.O_PATH | os.O_DIRECTORY)
         except BaseException as error:
@@ -175,11 +179,17 @@ class Bundle:
     @property
     def unopened(self) -> bool:
         """Whether `open` has to be called."""
-        return not self.join_fds and self.into_fd is None
+        if self.into_fd is not None:
+            return not any(group.tree.births for group in self.directories)
+        return not self.join_fds
 
     def close(self) -> None:
         """Close what `open` and `warm` opened."""
         self.cool()
+        self.close_joining()
+
+    def close_joining(self) -> None:
+        """Close what `open` opened."""
         fds = [*self.join_fds, self.into_fd]
         self.join_fds, self.into_fd = (), None
         for fd in fds:

@@ -16,12 +16,14 @@ GONE: Final = (errno.ENOENT, errno.ENODEV)
 class Tree:
     """An owner's directory in one hierarchy, held open: everything below is named from it."""
 
-    __slots__ = ("controllers", "fd", "path", "version")
+    __slots__ = ("births", "controllers", "fd", "path", "version")
 
     def __init__(self, version: Literal[1, 2], controllers: tuple[str, ...], path: str) -> None:
         self.version = version
         self.controllers = controllers
         self.path = path
+        self.births = version == 2
+        """Whether processes can be born in its groups; else they write themselves into these."""
         self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:

@@ -103,6 +103,15 @@ class Groups:
             return None
         return self._take()
 
+    def no_births(self, bundle: Bundle) -> None:
+        """Have processes of v2 write themselves into their groups from now on: nobody can be born there.
+
+        Before Linux 5.7, and under filters that keep clone3 from this process. `bundle` is opened anew.
+        """
+        for tree in self._trees.values():
+            tree.births = False
+        bundle.open()
+
     def container(
         self,
         limits: Limits,
@@ -143,6 +152,8 @@ class Groups:
         self._wanted = min(self._wanted + 1, _READY + 1)
         if not self._ready:
             self._refill()  # else when one is given back: waking a thread up takes its time
+        if bundle.unopened:
+            bundle.open()
         return bundle
 
     def _make(self) -> Bundle:
