@@ -37,8 +37,10 @@ def _make_room(group: Directory, limit: int, hint: str) -> None:
     def fits() -> bool:
         return int(group.read_if_there("memory.current") or 0) <= limit
 
-    if group.is_warm("memory.max") or fits():  # warm: new, nobody has been in it
+    if group.is_warm("memory.max") or fits():  # warm: new, with a container's init at most
         return
+    if parse_flat(group.read("cgroup.events")).get("populated") == 0:
+        return  # what the kernel itself needs for the group
     group.write("memory.high", str(limit))
     try:
         if not fits():
