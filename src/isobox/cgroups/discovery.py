@@ -58,7 +58,8 @@ class Controller:
     in. `writable` says whether it may; where not, `why` says what is in the way. On v2 `vacate` is
     true where the processes of `root` have to move to a group below it first (a group of v2
     either holds processes or gives out resources, never both), and `borrowed` where `root` is a group
-    that nobody handed on: another program, a service manager mostly, divides it.
+    that nobody handed on: another program, a service manager mostly, divides it. `remedy` is what would
+    help against `why`, where that is known here.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Controller:
     why: str = ""
     vacate: bool = False
     borrowed: bool = False
+    remedy: str = ""
 
 
 @frozen
@@ -235,7 +237,9 @@ def _v2(membership: Membership, mounts: tuple[CgroupMount, ...], *, hybrid: bool
         return [
             Controller(name, 2, found.root, False, f"{found.root} does not hand on {name}")
             if name == "hugetlb" and hybrid and writable and not _handed_on(found.root, name)
-            else Controller(name, 2, found.root, writable, found.why, found.vacate, found.borrowed)
+            else Controller(
+                name, 2, found.root, writable, found.why, found.vacate, found.borrowed, found.remedy
+            )
             for name in names
             if name in CONTROLLERS
         ]

@@ -237,6 +237,8 @@ class Groups:
         found = self.host.controllers.get(controller)
         if self.host.layout == "v2" and found is None and not in_kernel(controller):
             return f"use a kernel that is built with the {controller} controller"
+        if found is not None and found.remedy:
+            return found.remedy
         if self._refusal is not None:
             return self._refusal.remedy
         user = os.geteuid() != 0

@@ -3,8 +3,9 @@
 So on v2 the own group of a process is never a place for groups below it as it is. In order:
 
 1. The root of the hierarchy, which alone may hold processes and give out resources.
-2. A group that was delegated to this user or container: its processes move to a leaf below it
-   (`LEAF`), once, and the group gives out its resources.
+2. A group that was delegated to this user: whoever delegates it asks for it to be divided. Its processes
+   move to a leaf below it (`LEAF`), once, and the group gives out its resources. Nobody has asked for that
+   in the topmost group of a container: there the environment variable `SWITCH` does.
 3. The nearest group above that holds no processes and may be written: there isobox's groups lie
    beside the own group of this process, as those of a service manager do.
 
@@ -21,6 +22,9 @@ from attrs import frozen
 LEAF: Final = "isobox-host"
 """The group below a delegated one to which its own processes move."""
 
+SWITCH: Final = "ISOBOX_MOVE_PROCESSES"
+"""The environment variable that asks for it, with ``1``."""
+
 _DELEGATED: Final = ("user.delegate", "trusted.delegate")  # set by systemd
 
 
@@ -36,6 +40,7 @@ class Place:
     why: str = ""
     vacate: bool = False
     borrowed: bool = False
+    remedy: str = ""
 
 
 def place(own: str, top: str, read_only: bool, *, namespace_root: bool) -> Place:
@@ -48,8 +53,13 @@ def place(own: str, top: str, read_only: bool, *, namespace_root: bool) -> Place
         return Place(own, names, f"{top} is mounted read-only")
     if is_root(own):
         return Place(own, names) if _writable(own) else Place(own, names, _denied(own))
-    if _writable(own) and (namespace_root or _delegated(own) or not _occupied(own)):
-        return Place(own, names, vacate=_occupied(own))
+    if _writable(own):
+        occupied = _occupied(own)
+        if not occupied or _delegated(own) or (namespace_root and os.environ.get(SWITCH) == "1"):
+            return Place(own, names, vacate=occupied)
+        if namespace_root:
+            why = f"{own} holds processes, and a group of v2 that gives out resources may hold none"
+            return Place(own, names, why, remedy=f"set {SWITCH}=1, to have them moved to {own}/{LEAF}")
     above = own
     while above != top and len(above) > len(top):
         above = os.path.dirname(above)
