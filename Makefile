@@ -27,7 +27,7 @@ OLDER_LANES ?= linux-5.10 close_range
 OLDER_TESTS ?= tests/kernel
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-guest test-guest-systemd test-older lint bench sanitize venv clean
+.PHONY: demo test test-guest test-guest-systemd test-older hosts lint bench sanitize venv clean
 
 venv: $(STAMP)
 
@@ -44,11 +44,14 @@ demo: venv
 test: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	$(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
-# As root, again as an ordinary user, who has no cgroups; then as one who was given some.
+# As root, again as an ordinary user, who has no cgroups; then as one who was given some. At last the table of
+# docs/reference/hosts.md as every kind of user, on this host and as if it had cgroup v1 only.
 	@if [ "$$(id -u)" = 0 ]; then \
 	    set -ex; \
 	    sh tests/as_user.sh $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS); \
 	    ISOBOX_DELEGATE=1 sh tests/as_user.sh $(RUN) -m pytest -m 'not slow' tests/kernel $(PYTEST_ARGS); \
+	    sh tests/hosts.sh $(RUN) $(PYTEST_ARGS); \
+	    sh tests/v1_only.sh sh tests/hosts.sh $(RUN) $(PYTEST_ARGS); \
 	fi
 
 test-guest: venv
@@ -74,6 +77,16 @@ test-older: venv
 	    $(RUN) tests/older.py linux-5.10 -- sh tests/as_user.sh \
 	        $(RUN) -m pytest -m 'not slow' $(OLDER_TESTS) $(PYTEST_ARGS); \
 	fi
+
+# Writes docs/reference/hosts.md and what lies in docs/reference/hosts/ anew: this host, v1 only, v2 in a guest.
+RECORD := .cache/record
+hosts: venv
+	rm -rf $(RECORD) && mkdir -p $(RECORD) && chmod 1777 $(RECORD)
+	ISOBOX_RECORD=$(CURDIR)/$(RECORD) sh tests/hosts.sh $(RUN)
+	ISOBOX_RECORD=$(CURDIR)/$(RECORD) sh tests/v1_only.sh sh tests/hosts.sh $(RUN)
+	ISOBOX_RECORD=$(CURDIR)/$(RECORD) $(RUN) tests/guest/guest.py --qemu -- sh tests/hosts.sh $(RUN)
+	cp $(RECORD)/* docs/reference/hosts/
+	PYTHONPATH=tests $(RUN) tests/hosts.py
 
 lint: venv
 	@sh tests/prerequisites.sh lint "$(PYTHON)"

@@ -125,9 +125,9 @@ def unsupported(
             "(getsubids NAME), that it has a name in /etc/passwd, and that newuidmap is setuid root"
         )
         return UnsupportedError("id ranges", what or said, remedy)
-    if where in ("clone3", "PROPAGATION", "setgroups", "gid_map", "uid_map"):
+    if where in ("clone", "PROPAGATION", "setgroups", "gid_map", "uid_map"):
         remedy = idmap.hint(number)
-        if not remedy or (where != "clone3" and number not in _DENIED):
+        if not remedy or (where != "clone" and number not in _DENIED):
             return None
         if not own_userns:
             return UnsupportedError("namespaces", f"{where}: {said}", remedy)

@@ -110,12 +110,13 @@ class HostFeatures:
             if name in self.unanswered:
                 (major, minor), what = SINCE[name]
                 raise UnsupportedError(
-                    name,
+                    "kernel",
                     f"containers need {what}, which Linux {major}.{minor} or newer has "
                     f"(this is {self.release}) unless a seccomp filter forbids it, "
                     "that of a container around this program perhaps",
                     "boot a newer kernel, or give the container around this program a seccomp profile that "
-                    "allows it (docker run --security-opt seccomp=unconfined)",
+                    "allows it (docker run --security-opt seccomp=unconfined; of isobox: seccomp=None and "
+                    "cap_add=['ALL'])",
                 )
 
     # Who we are

@@ -407,9 +407,8 @@ def hint(code: int) -> str:
         )
     if code == errno.ENOSYS:
         return (
-            "A seccomp filter hides the system call clone3 (or the kernel is older than Linux 5.3): inside "
-            "Docker, run with '--security-opt seccomp=unconfined'; inside isobox, with seccomp=None and "
-            "cap_add=['ALL']"
+            "A seccomp filter hides a system call: inside Docker, run with '--security-opt "
+            "seccomp=unconfined'; inside isobox, with seccomp=None and cap_add=['ALL']"
         )
     if code not in (errno.EPERM, errno.EACCES):
         return ""
@@ -429,7 +428,8 @@ def hint(code: int) -> str:
             )
     return (
         "A seccomp filter, a security module or a chroot forbids user namespaces here; inside Docker, run "
-        "with '--security-opt seccomp=unconfined --security-opt apparmor=unconfined' or '--privileged'"
+        "with '--security-opt seccomp=unconfined --security-opt apparmor=unconfined' or '--privileged'; "
+        "inside isobox, with seccomp=None and cap_add=['ALL']"
     )
 
 

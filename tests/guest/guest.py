@@ -37,7 +37,7 @@ DISK_BYTES = 8 << 30  # sparse
 SCRIPTS = ("init.sh", "run.sh", "session.sh", "systemd.sh")
 PASSED_ON = (
     "CI",
-    *(f"ISOBOX_{name}" for name in ("MUST_WORK", "MAY_LACK", "LEAK_RUNS", "KILLS", "PATIENCE")),
+    *(f"ISOBOX_{name}" for name in ("MUST_WORK", "MAY_LACK", "LEAK_RUNS", "KILLS", "PATIENCE", "RECORD")),
 )
 
 

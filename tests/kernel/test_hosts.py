@@ -61,12 +61,15 @@ if seen:
 print("FOUND" + json.dumps(found))
 """
 
-# Takes clone3 away as Docker's default profile does, and runs a program.
+# Refuses new user namespaces as Docker's default profile does, and runs a program.
 FILTER = """
 import ctypes, os, sys
 from isobox.security import seccomp
 profile = {"defaultAction": "SCMP_ACT_ALLOW",
-           "syscalls": [{"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}
+           "syscalls": [{"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+                        {"names": ["clone", "unshare"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": [
+                            {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0x10000000,
+                             "valueTwo": 0x10000000}]}]}
 text = ctypes.create_string_buffer(seccomp.compile(profile))
 class Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
@@ -107,6 +110,8 @@ mount --bind "$scratch/passwd" /etc/passwd
 """
 # Python and the checkout at their places, where those lie below a directory that is closed to others (/root).
 SHOW = """
+IFS='
+'
 for path in $shown; do mkdir -p "$scratch/shown$path"; mount --rbind "$path" "$scratch/shown$path"; done
 for path in $shown; do
     closed=
@@ -118,6 +123,7 @@ for path in $shown; do
     [ -z "$closed" ] || mount -t tmpfs -o mode=755 none "$closed"
     [ -d "$path" ] || { mkdir -p "$path"; mount --rbind "$scratch/shown$path" "$path"; }
 done
+unset IFS
 """
 PROGRAMS = 'for name in newuidmap newgidmap; do cp "$(command -v $name)" "$scratch"; done\n'
 # A root directory on another file system, with this machine's top level mounted or made in it.
@@ -183,11 +189,11 @@ HOSTS = (
         users=("root of a user namespace", "user of a user namespace"),
     ),
     Host(
-        "a seccomp filter that hides clone3",
+        "a seccomp filter that refuses user namespaces",
         'set -- "$python" -c "$filter" "$@"',
         refused="user namespace",
         remedy="seccomp=unconfined.*inside isobox, with seccomp=None",
-        users=("as is", *EVERYBODY),
+        users=("as is", "root", "root of a user namespace", "ordinary user"),  # the other is made under it
     ),
     Host(
         "a chroot",
@@ -364,7 +370,7 @@ def found_on(host: Host, user: str, scratch: Path) -> dict[str, Any]:
         "user": user,
         "python": sys.executable,
         "filter": FILTER,
-        "shown": f"{sys.base_prefix} {CHECKOUT}",
+        "shown": f"{sys.base_prefix}\n{CHECKOUT}",
     }
     places = {"ISOBOX_STATE_DIR": f"{own}/state", "ISOBOX_DATA_DIR": f"{own}/data"}
     around, become = USERS[user]
@@ -489,10 +495,10 @@ def test_three_deep(user: str, options: dict[str, Any], scratch: Path) -> None:
 
 @pytest.mark.requires("user_namespaces", "overlay")
 def test_inside_a_container_that_is_closed(scratch: Path) -> None:
-    """As containers are: the seccomp filter hides clone3."""
+    """As containers are: the seccomp filter hides what makes another."""
     inside = levels("as is", 1, scratch)[1]
     feature, why, remedy = inside["attempts"]["plain"]
-    assert feature == "user namespace" and "cap_add=['ALL']" in remedy and inside["left"] == []
+    assert feature == "kernel" and "cap_add=['ALL']" in remedy and inside["left"] == []
     assert inside["doctor"][feature][:3] == ["missing", why, remedy]
 
 

@@ -402,7 +402,7 @@ class TestProcAndSys:
 
     def test_no_mount_of_the_host_is_seen(self, box: Container, tmp_path: Path) -> None:
         listed = sh(box, "cat /proc/self/mountinfo")
-        roots = {line.split()[4] for line in listed.splitlines()}
+        roots = {line.split()[4].replace("\\040", " ") for line in listed.splitlines()}
         # The image shows file systems of the host, such as one with this checkout or with layers on disk.
         own = (str(Path(__file__).parents[2]), "/var/lib/isobox")
         names = [root for root in roots if not root.startswith(own)]

@@ -254,8 +254,9 @@ class TestMemory:
             assert (result.reason, result.returncode, result.ok) == ("oom", -signal.SIGKILL, False)
             assert result.usage.oom_kills == 1
             assert result.usage.memory_peak is not None
-            # A kernel may let what it can't refuse pass the limit: pages of its own, a batch of each CPU.
-            assert 40 << 20 < result.usage.memory_peak <= 49 << 20
+            # A kernel lets what it can't refuse pass the limit: pages of its own, a batch of each CPU, on v2
+            # those of a process that it kills.
+            assert 40 << 20 < result.usage.memory_peak <= 53 << 20
             assert container.state == "running" and container.exec(["true"]).ok
 
     def test_of_one_exec(self, box: Container) -> None:
