@@ -85,6 +85,8 @@ hosts: venv
 	ISOBOX_RECORD=$(CURDIR)/$(RECORD) sh tests/hosts.sh $(RUN)
 	ISOBOX_RECORD=$(CURDIR)/$(RECORD) sh tests/v1_only.sh sh tests/hosts.sh $(RUN)
 	ISOBOX_RECORD=$(CURDIR)/$(RECORD) $(RUN) tests/guest/guest.py --qemu -- sh tests/hosts.sh $(RUN)
+	ISOBOX_RECORD=$(CURDIR)/$(RECORD) $(RUN) tests/guest/guest.py --systemd --user -- \
+	    $(RUN) -m pytest -p no:cacheprovider -q tests/kernel/test_features.py
 	cp $(RECORD)/* docs/reference/hosts/
 	PYTHONPATH=tests $(RUN) tests/hosts.py
 

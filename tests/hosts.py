@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from isobox import host
+from isobox.cgroups import discover, scope
 
 KEPT: Final = Path(__file__).parents[1] / "docs" / "reference" / "hosts"
 PAGE: Final = KEPT.with_suffix(".md")
@@ -26,6 +27,7 @@ LAYOUTS: Final = {
 USERS: Final = {
     "root": "root",
     "delegated": "user with a delegated cgroup",
+    "scope": "user whom systemd gives a scope",
     "user": "user with subuids",
     "one-id": "user with one id",
 }
@@ -43,12 +45,14 @@ What a kernel is too old for is missing for everybody: see [kernels](kernels.md)
 
 
 def column() -> str:
-    """The name of the column that this host and this user belong to."""
+    """The name of the column that this host and this user belong to, asked before the first container."""
     features = host.features()
     if os.geteuid() == 0:
         who = "root"
     elif features.cgroups:
         who = "delegated"
+    elif scope.wanted(discover()) and scope.obstacle() is None:
+        who = "scope"
     else:
         who = "user" if features.id_ranges else "one-id"
     return f"{features.cgroup_layout}-{who}"

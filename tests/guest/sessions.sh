@@ -1,7 +1,8 @@
 #!/bin/sh
 # usage: sessions.sh PYTHON      (as root, in a guest with systemd)
-# The tests in three sessions: of an ordinary user in a delegated scope, which takes the longest; meanwhile, on
-# the other CPU, of root, and of that user without delegation. All run, whatever fails in one.
+# The tests in sessions: of an ordinary user in a delegated scope, which takes the longest; meanwhile, on the
+# other CPU, of root, of that user, whom systemd gives a scope where it is asked for one, and of that user without.
+# All run, whatever fails in one.
 set -u
 python=$1
 kernel=tests/kernel
@@ -18,9 +19,13 @@ others() {
     status=0
     echo "== root"
     tests '' $kernel/test_doctor.py::test_here $kernel/test_doctor.py::test_all_limits_work_for_root \
-        $kernel/test_limits.py::TestCpu $kernel/test_limits.py::TestMemory $kernel/test_limits.py::TestPids \
-        tests/faults/test_kill.py || status=1
+        $kernel/test_scope.py $kernel/test_limits.py::TestCpu $kernel/test_limits.py::TestMemory \
+        $kernel/test_limits.py::TestPids tests/faults/test_kill.py || status=1
+    echo "== an ordinary user who is given a scope"
+    tests --user $kernel/test_features.py || status=1
+    tests --user $kernel/test_scope.py || status=1
     echo "== an ordinary user to whom nothing is delegated"
+    export ISOBOX_SYSTEMD_SCOPE=0
     ISOBOX_MAY_LACK=cgroups,cgroup_cpu,cgroup_cpuset,cgroup_memory,cgroup_pids,cgroup_io,cgroup_freezer
     tests --user $kernel/test_limits.py $kernel/test_user.py $kernel/test_idmap.py $kernel/test_doctor.py \
         tests/faults/test_kill.py::test_the_next_start_collects || status=1

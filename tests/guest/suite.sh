@@ -1,8 +1,8 @@
 #!/bin/sh
 # usage: suite.sh PYTHON [PYTEST-ARGS...]      (as root in the guest of User Mode Linux)
-# The tests as root, then those with the kernel as an ordinary user, and as one with a cgroup of its own. What
-# the guest's kernel lacks is named here: a test that misses anything else fails. Tells how long each part
-# took; fails where one has failed.
+# The tests as root, then those whose outcome depends on the user as an ordinary one, as one with a single id, and
+# as one with a cgroup of its own. What the guest's kernel lacks is named here: a test that misses anything else
+# fails. Tells how long each part took; fails where one has failed.
 set -u
 cd "$(dirname "$0")/../.."
 python=$1
@@ -25,8 +25,17 @@ part() {
 }
 
 part "root" "$python" -m pytest -m 'not slow' tests/unit tests/kernel tests/faults "$@"
-part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' tests/kernel "$@"
-export ISOBOX_DELEGATE=1
-part "ordinary user with cgroups" sh tests/as_user.sh "$python" -m pytest -m 'not slow' tests/kernel "$@"
+kernel=tests/kernel
+part "without births in cgroups" "$python" tests/older.py clone_into_cgroup -- \
+    "$python" -m pytest -m 'not slow' $kernel/test_exec.py $kernel/test_limits.py $kernel/test_meaning.py "$@"
+of_users="$kernel/test_features.py $kernel/test_meaning.py $kernel/test_limits.py $kernel/test_user.py
+    $kernel/test_idmap.py $kernel/test_doctor.py $kernel/test_container.py"
+# shellcheck disable=SC2086  # a list of files
+part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users "$@"
+# shellcheck disable=SC2086
+ISOBOX_ONE_ID=1 part "ordinary user with one id" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users "$@"
+# shellcheck disable=SC2086
+ISOBOX_DELEGATE=1 part "ordinary user with cgroups" sh tests/as_user.sh "$python" -m pytest -m 'not slow' \
+    $of_users $kernel/test_cgroups.py $kernel/test_reasons.py $kernel/test_exec.py tests/faults/test_kill.py "$@"
 printf '%s' "$summary"
 exit $failed

@@ -22,12 +22,15 @@ import pytest
 import hosts
 import isobox
 from isobox import Container, IoLimit, UnsupportedError
+from isobox.cgroups.convert import huge_pages
 from isobox.cgroups.discovery import in_kernel
 from programs import BOMB, DAEMON, HOG, python, said
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
 
+COLUMN: Final = hosts.column()
 CPU: Final = min(os.sched_getaffinity(0))
+HUGE: Final = 2 << 20
 SPIN: Final = python("while True: pass")
 
 
@@ -156,6 +159,10 @@ def io() -> None:
     _run(["true"], io=[IoLimit(_disk(), write_bps=1 << 30)])
 
 
+def hugetlb() -> None:
+    _run(["true"], hugetlb={"2M": "2M"})
+
+
 def pause() -> None:
     with Container() as box, box.popen(python("import time\nwhile True: print(1, flush=True)")) as process:
         box.pause()
@@ -202,6 +209,7 @@ FEATURES: Final[dict[str, Callable[[], None]]] = {
     "`pids`": pids,
     "`pids` of an exec": exec_pids,
     "`io`": io,
+    "`hugetlb`": hugetlb,
     "`pause`": pause,
     "measured: cpu_time": _measured("cpu_time"),
     "measured: memory_peak": _measured("memory_peak"),
@@ -227,6 +235,7 @@ DOCTOR: Final = {
     "`pids`": "pids limit",
     "`pids` of an exec": "pids limit",
     "`io`": "io limit",
+    "`hugetlb`": "hugetlb limit",
     "`pause`": "pause",
     "measured: cpu_time": "cpu time",
     "measured: memory_peak": "memory peak",
@@ -242,6 +251,7 @@ KERNEL: Final[dict[str, Callable[[], bool]]] = {
     "`cpuset`": lambda: in_kernel("cpuset"),
     "measured: pressure": lambda: isobox.host.features().pressure,
     "`io`": lambda: bool(_disk()),
+    "`hugetlb`": lambda: in_kernel("hugetlb") and HUGE in huge_pages(),
 }
 """What a kernel may be built without, or a machine not have: no matter of its layout and its user."""
 
@@ -272,9 +282,9 @@ def test_feature(feature: str, found: dict[str, str], report: isobox.Report) -> 
         # A feature may be there and yet be less than it could: "degraded".
         assert (report[name].status == "missing") <= (found[feature] != "yes"), report[name]
         assert (report[name].status == "works") <= (found[feature] == "yes"), report[name]
-    expected = hosts.kept(hosts.column())
+    expected = hosts.kept(COLUMN)
     if not os.environ.get("ISOBOX_RECORD") and expected is not None:
-        assert found[feature] == expected[feature], hosts.column()
+        assert found[feature] == expected[feature], COLUMN
 
 
 def test_record(found: dict[str, str], report: isobox.Report) -> None:
@@ -282,9 +292,8 @@ def test_record(found: dict[str, str], report: isobox.Report) -> None:
     folder = os.environ.get("ISOBOX_RECORD")
     if not folder:
         pytest.skip("only with ISOBOX_RECORD")
-    name = hosts.column()
-    Path(folder, f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=False) + "\n")
-    Path(folder, f"{name}.txt").write_text(blank(doctor_text()))
+    Path(folder, f"{COLUMN}.json").write_text(json.dumps(found, indent=1) + "\n")
+    Path(folder, f"{COLUMN}.txt").write_text(blank(doctor_text()))
 
 
 def doctor_text() -> str:

@@ -14,6 +14,7 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
+import hosts
 from isobox import host, idmap
 from isobox.host import SINCE, HostFeatures, parse_release
 from isobox.idmap import IdRange
@@ -158,6 +159,11 @@ found.is_root, found.lowerdir_plus, found.memfd_exec, found.user_namespaces
 assert not set(sys.modules) - before, set(sys.modules) - before
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_about_hosts_is_what_was_found() -> None:
+    """Written by `make hosts`, and compared on each host by tests/kernel/test_features.py."""
+    assert hosts.PAGE.read_text() == hosts.page()
 
 
 def test_the_page_about_kernels_has_every_fact() -> None:
