@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import pytest
 
@@ -21,6 +23,8 @@ hypothesis.settings.load_profile("isobox")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-timeout's own
 def pytest_configure(config: pytest.Config) -> None:
+    # What a shell starts in the background has Ctrl-C ignored, and so would the programs that tests send one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("timeout") is None:
         config.option.timeout = patient(float(config.getini("timeout")))
 
