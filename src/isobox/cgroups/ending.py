@@ -15,6 +15,8 @@ from .directory import Directory
 
 _BATCH: Final = 128  # process descriptors held at one time
 _SIGNAL_AGAIN: Final = 0.05
+_MISSED: Final = 0.002
+"""Seconds after which cgroup.kill has left something alive that takes a signal of its own."""
 
 
 def is_empty(group: Directory) -> bool:
@@ -55,12 +57,16 @@ def end(
     stop_forks(group)
     at_once = _kill_file(group)
     signaled: set[int] = set()
-    again = time.monotonic() + _SIGNAL_AGAIN
+    again = time.monotonic() + (_MISSED if at_once else _SIGNAL_AGAIN)
     pause = 0.0002
     while True:
         if at_once:
             if is_empty(group):
                 return
+            # The kernel has signaled the first threads: one that has ended by itself takes it no further
+            # (PIDTYPE_PID in __cgroup_kill), while others of its process run on.
+            if time.monotonic() > again:
+                _signal_all(group, signaled)
         elif not _signal_all(group, signaled):
             return
         if thaw is not None:
