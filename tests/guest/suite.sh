@@ -35,9 +35,10 @@ of_users="$kernel/test_features.py $kernel/test_meaning.py $kernel/test_limits.p
 # shellcheck disable=SC2086  # a list of files
 part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users "$@"
 # shellcheck disable=SC2086
-ISOBOX_ONE_ID=1 part "ordinary user with one id" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users "$@"
+part "ordinary user with one id" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
+    "$python" -m pytest -m 'not slow' $of_users "$@"
 # shellcheck disable=SC2086
-ISOBOX_DELEGATE=1 part "ordinary user with cgroups" sh tests/as_user.sh "$python" -m pytest -m 'not slow' \
+part "ordinary user with cgroups" env ISOBOX_DELEGATE=1 sh tests/as_user.sh "$python" -m pytest -m 'not slow' \
     $of_users $kernel/test_cgroups.py $kernel/test_reasons.py $kernel/test_exec.py tests/faults/test_kill.py "$@"
 printf '%s' "$summary"
 exit $failed
