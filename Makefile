@@ -57,7 +57,7 @@ test: venv
 test-guest: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	@sh tests/prerequisites.sh guest "$(PYTHON)"
-	$(RUN) tests/guest/guest.py --memory 5120 --timeout 3600 -- sh tests/guest/suite.sh $(RUN) $(PYTEST_ARGS)
+	$(RUN) tests/guest/guest.py --memory 8192 --timeout 3600 -- sh tests/guest/suite.sh $(RUN) $(PYTEST_ARGS)
 	ISOBOX_MUST_WORK=1 ISOBOX_MAY_LACK= $(RUN) tests/guest/guest.py --qemu -- \
 	    $(RUN) -m pytest -p no:cacheprovider -m 'not slow' $(QEMU_TESTS) $(PYTEST_ARGS)
 

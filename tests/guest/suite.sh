@@ -26,7 +26,9 @@ part() {
 "
 }
 
-part "root" "$python" -m pytest -m 'not slow' "$not_here" tests/unit tests/kernel tests/faults "$@"
+for folder in tests/unit tests/kernel tests/faults; do
+    part "root, $folder" "$python" -m pytest -m 'not slow' "$not_here" $folder "$@"
+done
 kernel=tests/kernel
 part "without births in cgroups" "$python" tests/older.py clone_into_cgroup -- \
     "$python" -m pytest -m 'not slow' $kernel/test_exec.py $kernel/test_limits.py $kernel/test_meaning.py "$@"
