@@ -38,9 +38,9 @@ _FREEZE_SECONDS: Final = 2.0
 class Group:
     """The cgroups of one container, or of one exec in it (`child`).
 
-    Made by `Groups.container`. A process joins by being born in `into_fd` (a container's on v2,
-    clone3's CLONE_INTO_CGROUP) where there is one, and by writing ``0`` to each of `join_fds`, from
-    the thread that joins. The descriptors stay the group's own, until `joined` or `close`. A group
+    Made by `Groups.container`. A process joins by being born in `into_fd` (v2, clone3's
+    CLONE_INTO_CGROUP) where there is one, and by writing ``0`` to each of `join_fds`, from the thread
+    that joins. The descriptors stay the group's own, until `joined` or `close`. A group
     where nothing is available (`present` is False) has none of them.
 
     `degraded` names what was not asked for but usual, and is missing: ``("pids",)``, or nothing.
