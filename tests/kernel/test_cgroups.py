@@ -180,7 +180,9 @@ def test_update_in_every_direction(groups: Groups) -> None:
 
 def test_update_below_what_is_in_use(groups: Groups) -> None:
     group = groups.container(NOTHING, id="c")
-    process = start("x = bytearray(64 << 20); print(1, flush=True); input()", group, pipe=True)
+    process = start(
+        "x = bytearray(64 << 20); print(1, flush=True); import time; time.sleep(60)", group, pipe=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "1\n"
     with pytest.raises(CgroupError, match=r"memory\.(limit_in_bytes|max)") as caught:
         group.update(Limits(memory=4 << 20))
@@ -223,7 +225,7 @@ class TestHugePages:
 
     def test_a_running_process_comes_along(self, groups: Groups) -> None:
         group = groups.container(NOTHING, id="c")
-        process = start("print(1, flush=True); input()", group, pipe=True)
+        process = start("print(1, flush=True); import time; time.sleep(60)", group, pipe=True)
         assert process.stdout is not None and process.stdout.readline() == "1\n"
         group.update(Limits(hugetlb={HUGE: HUGE}))
         inside = [path for path in group.paths if list(Path(path).glob("hugetlb.*"))]
