@@ -120,6 +120,7 @@ class Shell:
     id_map: IdMap | None
     ops: list[Op]
     bundle: Bundle | None
+    userns_fd: int
     stack: ExitStack
     worker: Worker
     mounts_fd: int
@@ -253,6 +254,11 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
         control, pid, pidfd = _start(wanted.flags, shared, stack, bundle)
         if id_map is not None:
             _map(pid, id_map)
+        userns_fd = -1
+        if id_map is not None and shared.root and not shared.makes_devices:
+            # Root of a user namespace may not look at the init any more once its plan has begun.
+            userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, userns_fd)
         # Before the plan is sent: where that fails, the process and its place in /proc are gone.
         mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         table = Descriptors()
@@ -265,7 +271,9 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
             raise
         finally:
             table.close()
-        return Shell(control, pid, pidfd, id_map, ops, bundle, stack.pop_all(), shared.worker, mounts_fd)
+        return Shell(
+            control, pid, pidfd, id_map, ops, bundle, userns_fd, stack.pop_all(), shared.worker, mounts_fd
+        )
 
 
 def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:

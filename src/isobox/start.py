@@ -320,7 +320,10 @@ def _bound(spec: ContainerSpec, shell: Shell, table: Descriptors) -> list[Placed
         return []
     userns_fd = -1
     if shell.id_map is not None and shell.id_map.root_uid != 0:
-        userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        if shell.userns_fd >= 0:
+            userns_fd = os.dup(shell.userns_fd)
+        else:
+            userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return [_bind(placed, userns_fd, table) for placed in _placed(spec.mounts)]
     finally:
