@@ -247,6 +247,7 @@ DOCTOR: Final = {
 """The doctor's name of a feature."""
 
 KERNEL: Final[dict[str, Callable[[], bool]]] = {
+    "image: a folder": lambda: isobox.host.features().host_folders,
     "time namespace": lambda: isobox.host.features().time_namespaces,
     "`cpuset`": lambda: in_kernel("cpuset"),
     "measured: pressure": lambda: isobox.host.features().pressure,
