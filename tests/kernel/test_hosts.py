@@ -502,7 +502,7 @@ def test_inside_a_container_that_is_closed(scratch: Path) -> None:
     assert inside["doctor"][feature][:3] == ["missing", why, remedy]
 
 
-@pytest.mark.requires("user_namespaces", "overlay", "host_folders")
+@pytest.mark.requires("user_namespaces", "overlay", "mount_setattr")
 def test_an_image_that_lies_on_two_overlays(scratch: Path) -> None:
     """A folder is not shown read-only instead: that would be another image."""
     places = {"ISOBOX_STATE_DIR": f"{scratch}/state", "ISOBOX_DATA_DIR": f"{scratch}/data"}
