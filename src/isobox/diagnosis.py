@@ -380,7 +380,7 @@ def _limits(stack: contextlib.ExitStack, owner: Owner | None) -> Iterator[Item]:
         "swap limit": Limits(memory=64 << 20, swap=1 << 20),
         "pids limit": Limits(pids=64),
     }
-    disk = _block_device()
+    disk = block_device()
     if disk:
         trials["io limit"] = Limits(io=(IoLimit(disk, write_bps=1 << 30),))
     pages = huge_pages()
@@ -416,7 +416,7 @@ def _cgroups(groups: cgroups.Groups) -> Item:
     return Item(name, "works", layout)
 
 
-def _block_device() -> str:
+def block_device() -> str:
     """The numbers of a disk of this machine, for the experiment only; empty if there is none."""
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir("/sys/block")):

@@ -24,6 +24,7 @@ import isobox
 from isobox import Container, IoLimit, UnsupportedError
 from isobox.cgroups.convert import huge_pages
 from isobox.cgroups.discovery import in_kernel
+from isobox.diagnosis import block_device
 from programs import BOMB, DAEMON, HOG, python, said
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -38,14 +39,6 @@ def _run(args: list[str], reason: str = "exited", **options: Any) -> isobox.Resu
     result = isobox.run(args, **{"timeout": 60, **options})
     assert result.reason == reason, result
     return result
-
-
-def _disk() -> str:
-    """A whole disk of this machine, or "": it is not written to."""
-    for name in sorted(os.listdir("/sys/block")):
-        if not name.startswith(("loop", "ram", "zram", "sr", "fd")):
-            return Path(f"/sys/block/{name}/dev").read_text().strip()
-    return ""
 
 
 def container() -> None:
@@ -156,7 +149,7 @@ def exec_pids() -> None:
 
 
 def io() -> None:
-    _run(["true"], io=[IoLimit(_disk(), write_bps=1 << 30)])
+    _run(["true"], io=[IoLimit(block_device(), write_bps=1 << 30)])
 
 
 def hugetlb() -> None:
@@ -251,7 +244,7 @@ KERNEL: Final[dict[str, Callable[[], bool]]] = {
     "time namespace": lambda: isobox.host.features().time_namespaces,
     "`cpuset`": lambda: in_kernel("cpuset"),
     "measured: pressure": lambda: isobox.host.features().pressure,
-    "`io`": lambda: bool(_disk()),
+    "`io`": lambda: bool(block_device()),
     "`hugetlb`": lambda: in_kernel("hugetlb") and HUGE in huge_pages(),
 }
 """What a kernel may be built without, or a machine not have: no matter of its layout and its user."""
