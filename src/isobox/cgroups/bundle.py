@@ -10,7 +10,7 @@ from typing import Final
 
 from ..errors import CgroupError
 from .dialect import Dialect
-from .directory import Directory, Tree
+from .directory import JOIN, Directory, Tree
 from .ending import remove_all
 from .v1 import V1, inherit_cpuset
 from .v2 import V2
@@ -142,12 +142,11 @@ class Bundle:
         self.close_joining()
         try:
             for group in self.directories:
-                if not group.tree.births:
-                    file = "tasks" if group.tree.version == 1 else "cgroup.procs"
-                    below = f"{LEAF}/" if group.tree.version == 2 and self.holds_groups else ""
-                    joins.append(group.open(f"{below}{file}", os.O_WRONLY))
-                    continue
-                self.into_fd = group.open(LEAF if self.holds_groups else ".", os.O_PATH | os.O_DIRECTORY)
+                place = LEAF if group.tree.version == 2 and self.holds_groups else "."
+                if group.tree.births:
+                    self.into_fd = group.open(place, os.O_PATH | os.O_DIRECTORY)
+                else:
+                    joins.append(group.open(f"{place}/{JOIN[group.tree.version]}", os.O_WRONLY))
         except BaseException as error:
             for fd in joins:
                 os.close(fd)
@@ -166,14 +165,14 @@ class Bundle:
     def let_start(self, uid: int | None) -> None:
         """On v2, let this user start processes in the group, as the kernel asks of the one who clones.
 
-        A container's root, by the user's id on the host, or None for this process's own user. It needs that
-        for the group that it is born in and for the one above; it sees neither's files.
+        A container's root, by the user's id on the host; None, for this process's own user, who may. It
+        needs that for the group that it is born in and for the one above; it sees neither's files.
         """
-        if uid == self._starter:
+        if uid is None or uid == self._starter:
             return
         for group in self.directories:
             if group.tree.version == 2:
-                group.give("cgroup.procs", os.geteuid() if uid is None else uid)
+                group.give("cgroup.procs", uid)
         self._starter = uid
 
     @property

@@ -12,6 +12,9 @@ from ..errors import CgroupError, UnsupportedError
 GONE: Final = (errno.ENOENT, errno.ENODEV)
 """What the kernel says of a file that isn't there, or whose group was removed meanwhile."""
 
+JOIN: Final = {1: "tasks", 2: "cgroup.procs"}
+"""By version, the file of a group to which whoever joins writes ``0``."""
+
 
 class Tree:
     """An owner's directory in one hierarchy, held open: everything below is named from it."""

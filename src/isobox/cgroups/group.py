@@ -19,7 +19,7 @@ from .bundle import DIALECTS, Bundle
 from .convert import huge_page_name, huge_pages
 from .devices import ELSEWHERE, FEATURE, Device, set_rules
 from .dialect import Dialect, OomWatch
-from .directory import Directory, Tree
+from .directory import JOIN, Directory, Tree
 from .ending import end, is_empty, nobody
 from .meter import Meter
 
@@ -30,7 +30,6 @@ DEFAULT_PIDS: Final = 1024
 """The limit that a container has without being asked; the only one that may be missing."""
 
 _CHEAP: Final = ("pids", "freezer", "cpu", "memory", "cpuacct", "blkio")
-_JOIN: Final = {1: "tasks", 2: "cgroup.procs"}
 _MOST_AHEAD: Final = 4
 _FREEZE_SECONDS: Final = 2.0
 
@@ -207,7 +206,7 @@ class Group:
             if self._running:
                 self._move_into(group)
             else:
-                self._bundle.join_fds += (group.open(_JOIN[tree.version], os.O_WRONLY),)
+                self._bundle.join_fds += (group.open(JOIN[tree.version], os.O_WRONLY),)
         except BaseException:
             self._bundle.take_back(group)
             raise
@@ -252,7 +251,7 @@ class Group:
             threads = set(self.threads()) - moved
             if not threads:
                 return
-            file = _JOIN[group.tree.version]
+            file = JOIN[group.tree.version]
             fd = group.open(file, os.O_WRONLY)
             try:
                 for tid in threads:
