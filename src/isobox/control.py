@@ -22,6 +22,12 @@ REPLY_TIMEOUT_MS = 10_000
 """isobox-init answers in microseconds; after this long something inside holds it up."""
 
 
+def too_long(size: int) -> ExecError:
+    """The error for more arguments and environment than one message may bring."""
+    what = f"{size} bytes of arguments and environment"
+    return ExecError(errno.E2BIG, what, stage="exec", op="execve", hint=hint("EXEC", errno.E2BIG))
+
+
 class Control:
     """Owns the socket. `Inside` of `isobox.files` in the flesh: paths are resolved by the container."""
 
@@ -118,8 +124,7 @@ class Control:
             _native.send(self._fd, head + payload, fds)
             return
         if size > _native.PAYLOAD_MAX:
-            what = f"{size} bytes of arguments and environment"
-            raise ExecError(errno.E2BIG, what, stage="exec", op="execve", hint=hint("EXEC", errno.E2BIG))
+            raise too_long(size)
         memfd = os.memfd_create("isobox-plan")
         try:
             view = memoryview(payload)

@@ -9,6 +9,7 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from . import _native
+from .control import too_long
 from .errors import ExecError, IsoboxError, SpecError
 from .hints import hint
 from .interrupts import Undisturbed
@@ -64,6 +65,9 @@ def _start(
     stderr = options.pop("stderr", PIPE)
     known(options, PROGRAM_NAMES)
     spec = ExecSpec.make(args, **options)
+    size = sum(map(len, spec.args))
+    if size > _native.PAYLOAD_MAX:
+        raise too_long(size)  # before more copies of them are made
     encoded = encode_input(data, spec)  # before anything runs: it may be of the wrong kind
     if spec.cpu_time is not None and not spec.measure:
         raise SpecError("measure", False, "True where cpu_time is given: the time is read from a cgroup")
