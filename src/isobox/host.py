@@ -15,13 +15,13 @@ import errno
 import os
 import re
 import sys
-from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
 from isobox import _native, idmap
 from isobox.errors import UnsupportedError
+from isobox.forks import kept
 from isobox.idmap import IdRange
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class HostFeatures:
         """True if the kernel is new enough for an entry of `SINCE`, and answers to its calls."""
         return self.kernel >= SINCE[name][0] and name not in self.unanswered
 
-    @cached_property
+    @kept
     def unanswered(self) -> frozenset[str]:
         """Those of `CALLS` that the kernel lacks, or that a seccomp filter keeps from this process."""
         return frozenset(name for name, numbers in CALLS.items() if not all(map(self._answers, numbers)))
@@ -126,34 +126,34 @@ class HostFeatures:
         """Effective uid 0 with CAP_SYS_ADMIN: mounts and cgroups are ours to use."""
         return self.uid == 0 and bool(self.capabilities >> CAP_SYS_ADMIN & 1)
 
-    @cached_property
+    @kept
     def in_user_namespace(self) -> bool:
         """This process is in a user namespace that is not the machine's."""
         return idmap.read_own_maps()[0] != ((0, 0, 4294967295),)
 
-    @cached_property
+    @kept
     def cpus(self) -> frozenset[int]:
         """The CPUs that this process may use."""
         return frozenset(os.sched_getaffinity(0))
 
-    @cached_property
+    @kept
     def memory(self) -> int:
         """Bytes of the machine's memory."""
         return _meminfo("MemTotal")
 
-    @cached_property
+    @kept
     def swap(self) -> int:
         """Bytes of the machine's swap space; 0 without."""
         return _meminfo("SwapTotal")
 
     # User namespaces and ids
 
-    @cached_property
+    @kept
     def user_namespaces(self) -> bool:
         """This user may make user namespaces, as far as the kernel's settings tell."""
         return not self._userns_obstacle
 
-    @cached_property
+    @kept
     def _userns_obstacle(self) -> str:
         if "user" not in self.namespaces:
             return "the kernel was built without user namespaces"
@@ -166,7 +166,7 @@ class HostFeatures:
                 return "the setting kernel.apparmor_restrict_unprivileged_userns is 1"
         return ""
 
-    @cached_property
+    @kept
     def apparmor_restricted(self) -> bool:
         """AppArmor takes the capabilities of ordinary users' user namespaces (Ubuntu 23.10 and later).
 
@@ -177,33 +177,33 @@ class HostFeatures:
         profile = idmap.read_text("/proc/self/attr/apparmor/current")
         return profile.strip("\0\n ") in ("", "unconfined")
 
-    @cached_property
+    @kept
     def subuids(self) -> tuple[IdRange, ...]:
         """This user's ranges in /etc/subuid."""
         return self._subids[0]
 
-    @cached_property
+    @kept
     def subgids(self) -> tuple[IdRange, ...]:
         """This user's ranges in /etc/subgid."""
         return self._subids[1]
 
-    @cached_property
+    @kept
     def _subids(self) -> tuple[tuple[IdRange, ...], tuple[IdRange, ...]]:
         return idmap.read_user_ranges(self.uid)
 
-    @cached_property
+    @kept
     def newuidmap(self) -> bool:
         """The programs newuidmap and newgidmap are there and may do their work."""
         return not self.no_new_privs and idmap.newuidmap_programs() is not None
 
-    @cached_property
+    @kept
     def id_ranges(self) -> bool:
         """Containers have more than one user: a range of ids, not a single one."""
         if self.uid == 0:
             return bool(idmap.read_root_ranges()) or not self._own_map.single
         return not self._own_map.single
 
-    @cached_property
+    @kept
     def _own_map(self) -> idmap.IdMap:
         if self.uid == 0:
             return idmap.for_nested(*idmap.read_own_maps())
@@ -211,7 +211,7 @@ class HostFeatures:
 
     # The kernel
 
-    @cached_property
+    @kept
     def namespaces(self) -> frozenset[str]:
         """The kinds of namespaces that the kernel has, of `NAMESPACES`."""
         return frozenset(name for name in NAMESPACES if os.path.exists(f"/proc/self/ns/{name}"))
@@ -221,18 +221,18 @@ class HostFeatures:
         """The kernel has time namespaces."""
         return "time" in self.namespaces
 
-    @cached_property
+    @kept
     def filesystems(self) -> frozenset[str]:
         """The file systems that the kernel has now; one that is a module not yet loaded is absent."""
         lines = idmap.read_text("/proc/filesystems").splitlines()
         return frozenset(line.rpartition("\t")[2] for line in lines)
 
-    @cached_property
+    @kept
     def overlay(self) -> bool:
         """Overlays can be mounted in a container's user namespace."""
         return not self._overlay_obstacle
 
-    @cached_property
+    @kept
     def _overlay_obstacle(self) -> str:
         if not self.since("overlay_in_userns"):
             return f"overlays in user namespaces need Linux 5.11, this is {self.release}"
@@ -297,17 +297,17 @@ class HostFeatures:
         """Folders of the host can be images and writable mounts: root's by idmapped mounts."""
         return not self.is_root or (self.since("mount_setattr") and self.since("idmapped_overlay"))
 
-    @cached_property
+    @kept
     def memfd_exec(self) -> bool:
         """Programs can be run from memory, as isobox-init is."""
         return idmap.sysctl("vm/memfd_noexec") != "2"
 
-    @cached_property
+    @kept
     def seccomp(self) -> bool:
         """The kernel has seccomp filters."""
         return "errno" in idmap.sysctl("kernel/seccomp/actions_avail").split()
 
-    @cached_property
+    @kept
     def security_modules(self) -> frozenset[str] | None:
         """The kernel's security modules; None where it can't be read (no securityfs)."""
         names = idmap.read_text("/sys/kernel/security/lsm").strip()
@@ -318,12 +318,12 @@ class HostFeatures:
         """The Landlock security module is in use (False where that can't be read)."""
         return "landlock" in (self.security_modules or ())
 
-    @cached_property
+    @kept
     def pressure(self) -> bool:
         """The kernel measures pressure (PSI)."""
         return os.path.exists("/proc/pressure/memory")
 
-    @cached_property
+    @kept
     def zstd(self) -> bool:
         """Zstandard can be decompressed: Python 3.14, or the extra "zstd"."""
         return sys.version_info >= (3, 14) or _installed("zstandard")

@@ -83,7 +83,7 @@ class Shared:
         # Device nodes are the machine's root's to make, not those of root in a user namespace.
         self.makes_devices = facts.is_root and not facts.in_user_namespace
         self.lowerdir_plus = facts.since("lowerdir_plus")
-        # Here, and not at each start: facts are kept behind locks, which a fork may leave held.
+        # Here, and not at each start: finding them out takes a while.
         self.no_userns_overlays = facts.why("overlay_in_userns")
         self.no_host_folders = facts.why("host_folders")
         self.owner = runtime.current()
