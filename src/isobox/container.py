@@ -63,7 +63,8 @@ class Container:
     - `pids`: processes and threads, 1024 by default. `io`: a list of `IoLimit`.
     - `hugetlb`: bytes of huge pages by the size of such a page, ``{"2M": "64M"}``.
     - `disk`: bytes that the container may write; past it, writes get ENOSPC.
-    - `rlimits`: ``{"nofile": 1024}`` or ``{"nofile": (soft, hard)}``.
+    - `rlimits`: ``{"nofile": 1024}`` or ``{"nofile": (soft, hard)}``. Not inherited is ``core``: it is 1, so
+      that the kernel neither writes a core dump nor hands one to the handler of the host.
     - `network`: ``"none"`` (loopback only) or ``"host"``.
     - `mounts`: `Mount.bind`, `Mount.tmpfs` or ``"src:dst[:ro]"``.
     - `env`, `workdir`, `user`: what programs get unless an exec says otherwise.

@@ -65,6 +65,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("JOIN_CGROUP", errno.EAGAIN): "The pids limit is reached",
     ("IDS", errno.EAGAIN): "The limit on processes of this user is reached",
+    ("KEYRING", errno.EDQUOT): "This user has too many keyrings: raise sysctl kernel.keys.maxkeys",
     ("RLIMIT", errno.EPERM): "A hard limit can't be raised above this process's own",
 }
 

@@ -16,6 +16,7 @@ from .control import Control
 from .errors import StateError, UnsupportedError
 from .idmap import outside
 from .plan.exec import SEARCH_PATH, ExecTemplate, User, exec_ops, filter_plan
+from .security.paths import covers
 from .spec import ContainerSpec, ExecSpec, Limits
 from .start import Launched
 from .users import FILE_MAX, resolve
@@ -171,7 +172,9 @@ class Programs:
             workdir=spec.workdir or settings.workdir or "/",
             tty=spec.tty,
             # Without a user namespace of its own, what hides the machine's settings lies over the old one.
-            own_proc=not launched.group.present and launched.id_map is not None,
+            own_proc=None
+            if launched.group.present or launched.id_map is None
+            else covers(own_userns=True, capabilities=launched.capabilities),
             own_cgroupns=launched.group.unified and settings.namespaces["cgroup"] == "private",
         )
         return ExecTemplate.make(ops, base | settings.env | (spec.env or {}), filtered=filtered)

@@ -32,7 +32,7 @@ from .idmap import IdMap
 from .plan.ops import Op
 from .plan.setup import Placed, Shape, prepare_plan
 from .rootfs.layers import Rootfs
-from .security import paths
+from .security.paths import covers
 from .shared import Shared
 from .worker import Worker, take_no_signals
 
@@ -199,11 +199,7 @@ def _shape(
         cpus=wanted.cpus,
         bounding=wanted.bounding,
         mounts=wanted.mounts,
-        # In a user namespace of their own the programs can't reach these anyway.
-        masked=()
-        if wanted.own_userns
-        else [(path, os.path.isdir(path)) for path in paths.MASKED if os.path.exists(path)],
-        protected=() if wanted.own_userns else [path for path in paths.READ_ONLY if os.path.exists(path)],
+        covers=covers(own_userns=wanted.own_userns, capabilities=wanted.bounding),
     )
 
 

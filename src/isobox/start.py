@@ -223,7 +223,6 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
         raise UnsupportedError(
             'userns="host"', "only root may make the other namespaces without it", 'use userns="auto"'
         )
-    # Not by host.features(): its facts are kept behind locks, which a fork may leave held.
     if spec.namespaces["time"] == "private" and not os.path.exists("/proc/self/ns/time"):
         raise UnsupportedError(
             "a time namespace of its own",
@@ -283,6 +282,10 @@ def _rlimits(spec: ContainerSpec, group: Group) -> dict[int, tuple[int, int]]:
                 f"ulimit -H: {name}",
             )
         found[number] = (soft, hard)
+    # A core_pattern that is a pipe starts a program of the host's, as its root, whatever the limit but 1: see
+    # vfs_coredump in fs/coredump.c. And no file is dumped that is smaller than a page.
+    if resource.getrlimit(resource.RLIMIT_CORE)[1]:
+        found.setdefault(resource.RLIMIT_CORE, (1, 1))
     if "pids" in group.degraded and spec.limits.pids is not None:
         found.setdefault(resource.RLIMIT_NPROC, (spec.limits.pids, spec.limits.pids))
     return found

@@ -100,6 +100,7 @@ enum isobox_op_code {
     ISOBOX_OP_STREAMS = 34,        /* arg0..2: indices for stdin, stdout, stderr */
     ISOBOX_OP_EXEC = 35,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
     ISOBOX_OP_MKNOD = 36,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
+    ISOBOX_OP_KEYRING = 37,        /* an empty session keyring */
 };
 
 /* Every answer of isobox-init, on the control socket and on an exec's status pipe. */

@@ -51,6 +51,7 @@ enum {
     IFF_UP_ = 1,
     TIOCSCTTY_ = 0x540E,
     SECCOMP_SET_MODE_FILTER_ = 1,
+    KEYCTL_JOIN_SESSION_KEYRING_ = 1,
 };
 
 struct decoded {
@@ -538,6 +539,14 @@ static long op_exec(struct decoded *op)
     return execute(op->str[0], op->str[1], room, room + (argc + 1) * sizeof(char *));
 }
 
+/* keyctl(2). A kernel without keys has none to share; a filter around us that refuses the call refuses it to
+ * the programs too. */
+static long op_keyring(void)
+{
+    long serial = SYS2(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING_, 0);
+    return serial >= 0 || serial == -ENOSYS_ || serial == -EPERM_ ? 0 : serial;
+}
+
 static long run_op(struct isobox_run *run, struct decoded *op)
 {
     long long *arg = op->head.arg;
@@ -573,6 +582,7 @@ static long run_op(struct isobox_run *run, struct decoded *op)
     case ISOBOX_OP_CHDIR: return SYS1(__NR_chdir, op->str[0]);
     case ISOBOX_OP_BOUNDING: return op_bounding(op);
     case ISOBOX_OP_CAPABILITIES: return op_capabilities(op);
+    case ISOBOX_OP_KEYRING: return op_keyring();
     case ISOBOX_OP_NO_NEW_PRIVS: return SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     case ISOBOX_OP_SECCOMP: return op_seccomp(op);
     case ISOBOX_OP_DUMPABLE: return SYS5(__NR_prctl, PR_SET_DUMPABLE, arg[0], 0, 0, 0);

@@ -11,8 +11,10 @@ from functools import lru_cache
 
 from attrs import frozen
 
+from ..security.paths import Covers
+from .covers import HOST_PATH, cover_ops
 from .ops import Op, encode, encode_op, make
-from .setup import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, HOST_PATH
+from .setup import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID
 
 STATUS_FD, STDIN_FD, STDOUT_FD, STDERR_FD, FIRST_JOIN_FD = range(5)
 """Places in the table of descriptors that travels with an exec."""
@@ -42,22 +44,23 @@ def exec_ops(
     seccomp: bytes | None,
     workdir: str,
     tty: bool,
-    own_proc: bool = False,
+    own_proc: Covers | None = None,
     own_cgroupns: bool = False,
 ) -> list[Op]:
     """Return the ops of an exec up to the execve. `joins`: descriptors of cgroups to join, v1.
 
-    `own_proc`: the exec has a PID namespace of its own, and /proc is to show its pids. `own_cgroupns`:
-    init has none, and the exec gets one whose root is its own group.
+    `own_proc`: the exec has a PID namespace of its own, and /proc is to show its pids; what of it is covered.
+    `own_cgroupns`: init has none, and the exec gets one whose root is its own group.
     """
     ops = [make("JOIN_CGROUP", FIRST_JOIN_FD + number) for number in range(joins)]
     if own_cgroupns:
         ops.append(make("UNSHARE", CLONE_NEWCGROUP, note="cgroup namespace"))
-    if own_proc:
+    if own_proc is not None:
         ops.append(make("UNSHARE", CLONE_NEWNS, note="mount namespace"))
         ops.append(make("FSOPEN", strings=(b"proc",)))
         ops.append(make("FSMOUNT", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC))
         ops.append(make("ATTACH", HOST_PATH, strings=(b"/proc",), note="of its own PID namespace"))
+        ops += cover_ops(own_proc, HOST_PATH, within="/proc")
     ops.append(make("STREAMS", STDIN_FD, STDOUT_FD, STDERR_FD, note="stdin, stdout, stderr"))
     ops.append(make("SESSION", note="of its own"))
     if tty:

@@ -14,11 +14,12 @@ from typing import Final
 from attrs import define, field, frozen
 
 from ..rootfs.layers import Directory, Link, Rootfs, Tree
+from ..security.paths import Covers
 from ..spec import Mount
+from .covers import HOST_PATH, OPEN_TREE_CLONE, cover_ops
 from .ops import Op, make
 
 # include/uapi/linux/mount.h, sched.h and fcntl.h
-OPEN_TREE_CLONE: Final = 1
 AT_RECURSIVE: Final = 0x8000
 ATTR_RDONLY: Final = 0x1
 ATTR_NOSUID: Final = 0x2
@@ -26,7 +27,6 @@ ATTR_NODEV: Final = 0x4
 ATTR_NOEXEC: Final = 0x8
 ATTR_NOATIME: Final = 0x10
 MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
-HOST_PATH: Final = 0
 BELOW_ROOT: Final = 1
 
 DEVICES: Final = {
@@ -89,8 +89,7 @@ class Shape:
     cpus: frozenset[int] | None
     bounding: int
     mounts: Sequence[Placed]
-    masked: Sequence[tuple[str, bool]]
-    protected: Sequence[str]
+    covers: Covers
 
 
 @frozen
@@ -149,6 +148,7 @@ def prepare_plan(shape: Shape) -> list[Op]:
         stage.add("IDS", 0, 0, note="root of the user namespace")
         if shape.groups_allowed:
             stage.add("GROUPS", 0, strings=(b"",), note="none")
+    stage.add("KEYRING", note="an empty session keyring")
     stage.add("UMASK", 0)
     stage.add("PROPAGATION", MS_REC_PRIVATE, note="private, recursively")
     if shape.own_netns:
@@ -156,7 +156,7 @@ def prepare_plan(shape: Shape) -> list[Op]:
     _scratch(stage, shape)
     _trees(stage, shape)
     _kernel_file_systems(stage, shape)
-    _covers(stage, shape)
+    _covers(stage, shape.covers)
     _devices(stage, shape)
     _views(stage, shape.views)
     _mounts(stage, shape.mounts)
@@ -338,18 +338,11 @@ def _kernel_file_systems(stage: _Stage, setup: Shape) -> None:
         stage.add("SETATTR", hard | ATTR_RDONLY, AT_RECURSIVE, note="read-only")
 
 
-def _covers(stage: _Stage, setup: Shape) -> None:
-    hard = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
-    for path in setup.protected:
-        stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(path,))
-        stage.add("ATTACH", BELOW_ROOT, strings=(path,))
-        stage.add("SETATTR", hard | ATTR_RDONLY, 0, note="read-only")
-    for path, is_directory in setup.masked:
-        if is_directory:
-            stage.mount("tmpfs", {"size": "4096", "mode": "0555"}, hard | ATTR_RDONLY, path, BELOW_ROOT)
-        else:
-            stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=("/dev/null",))
-            stage.add("ATTACH", BELOW_ROOT, strings=(path,), note="masked")
+def _covers(stage: _Stage, covers: Covers) -> None:
+    empty = f"{stage.root}/empty"
+    if any(is_directory for _, is_directory in covers.masked):
+        stage.mkdir(empty, 0o555)
+    stage.ops += cover_ops(covers, BELOW_ROOT, empty)
 
 
 def _devices(stage: _Stage, setup: Shape) -> None:
