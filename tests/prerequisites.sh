@@ -33,6 +33,9 @@ test)
     command -v newuidmap >/dev/null 2>&1 || need uidmap
     command -v useradd >/dev/null 2>&1 || need passwd
     command -v busybox >/dev/null 2>&1 || need busybox-static
+    command -v stress-ng >/dev/null 2>&1 || need stress-ng
+    command -v capsh >/dev/null 2>&1 || [ -x /usr/sbin/capsh ] || need libcap2-bin
+    command -v ps >/dev/null 2>&1 || need procps
     ;;
 guest)
     command -v linux.uml >/dev/null 2>&1 || need user-mode-linux
