@@ -15,7 +15,6 @@ import struct
 import termios
 import tty
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 _CHUNK = 65536
@@ -59,12 +58,12 @@ class Relay:
 
     def run(self, ended: int, resize: Callable[[int, int], Any]) -> None:
         """Copy until the descriptor `ended` is readable, then what is left of the output."""
-        with _window_changes() as changed:
+        with _signals() as arrived:
             _pass_on_size(resize)
             while True:
-                ready = self._wait(ended, changed)
-                if changed in ready:
-                    os.read(changed, _CHUNK)
+                ready = self._wait(ended, arrived)
+                if arrived in ready:
+                    os.read(arrived, _CHUNK)
                     _pass_on_size(resize)
                 if _STDIN in ready and not self._read_typed():
                     self._input = False
@@ -76,10 +75,10 @@ class Relay:
         while self._open and self._copy_output():
             pass
 
-    def _wait(self, ended: int, changed: int) -> set[int]:
+    def _wait(self, ended: int, arrived: int) -> set[int]:
         poll = select.poll()
         poll.register(ended, select.POLLIN)
-        poll.register(changed, select.POLLIN)
+        poll.register(arrived, select.POLLIN)
         if self._open:
             poll.register(self._master, select.POLLIN | (select.POLLOUT if self._pending else 0))
         if self._input and self._open and len(self._pending) < _CHUNK:
@@ -125,18 +124,19 @@ def _pass_on_size(resize: Callable[[int, int], Any]) -> None:
 
 
 @contextlib.contextmanager
-def _window_changes() -> Iterator[int]:
-    """A descriptor that becomes readable when the window's size has changed."""
+def _signals() -> Iterator[int]:
+    """A descriptor that becomes readable when a signal has arrived: the window's size may have changed.
+
+    Not by their handlers, which Python runs between two bytecodes: one that arrives on the way into poll(2)
+    would wait for the next key.
+    """
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-
-    def changed(_number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: already enough to wake up
-            os.write(write_end, b"w")
-
-    before = signal.signal(signal.SIGWINCH, changed)
+    before = signal.signal(signal.SIGWINCH, lambda _number, _frame: None)
+    wakeup_before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
         yield read_end
     finally:
+        signal.set_wakeup_fd(wakeup_before)
         signal.signal(signal.SIGWINCH, before)
         os.close(read_end)
         os.close(write_end)
