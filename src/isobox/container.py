@@ -62,7 +62,8 @@ class Container:
       `swap`: bytes on top of it, 0 by default.
     - `pids`: processes and threads, 1024 by default. `io`: a list of `IoLimit`.
     - `hugetlb`: bytes of huge pages by the size of such a page, ``{"2M": "64M"}``.
-    - `disk`: bytes that the container may write; past it, writes get ENOSPC.
+    - `disk`: bytes that the container may write; past it, or past one file for each 4 KiB of it (at
+      least 1024), ENOSPC.
     - `rlimits`: ``{"nofile": 1024}`` or ``{"nofile": (soft, hard)}``. Not inherited is ``core``: it is 1, so
       that the kernel neither writes a core dump nor hands one to the handler of the host.
     - `network`: ``"none"`` (loopback only) or ``"host"``.

@@ -86,6 +86,7 @@ class Shared:
         # Here, and not at each start: finding them out takes a while.
         self.no_userns_overlays = facts.why("overlay_in_userns")
         self.no_host_folders = facts.why("host_folders")
+        self.sysctls = _halves()
         self.owner = runtime.current()
         self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
         self.owner.collect_once(self.groups.collect)
@@ -209,6 +210,20 @@ class Shared:
                 raise
             self._clonable = False  # before Linux 6.15: no copy of a detached tree
             return _make_device_tree((), (0, 0))
+
+
+def _halves() -> list[tuple[str, bytes]]:
+    """What a container gets of that which all user namespaces of one user share: half of it.
+
+    They count for the user who made the namespace too (inc_ucount in kernel/ucount.c), with a bound of 128
+    for instances: one container would take them all, from the host and from the others.
+    """
+    found = []
+    for name in ("max_inotify_instances", "max_inotify_watches"):
+        path = f"/proc/sys/user/{name}"
+        with contextlib.suppress(OSError), open(path, "rb") as file:  # not there without CONFIG_INOTIFY_USER
+            found.append((path, b"%d" % max(1, int(file.read()) // 2)))
+    return found
 
 
 def _clones_root() -> bool:

@@ -200,6 +200,7 @@ def _shape(
         bounding=wanted.bounding,
         mounts=wanted.mounts,
         covers=covers(own_userns=wanted.own_userns, capabilities=wanted.bounding),
+        sysctls=shared.sysctls if wanted.own_userns else (),
     )
 
 

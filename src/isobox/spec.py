@@ -180,6 +180,8 @@ class Mount:
     def tmpfs(cls, target: Path, size: Size | None = None) -> Mount:
         """Put an empty file system in memory at ``target``, of at most ``size`` bytes.
 
+        And of one file for each 4 KiB of them, at least 1024. Without ``size``: half the machine's memory.
+
         >>> Mount.tmpfs("/scratch", "64M").size
         67108864
         """

@@ -52,6 +52,11 @@ DEVICE_LINKS: Final = {
 
 SHM_SIZE: Final = 64 << 20
 
+MOST_TERMINALS: Final = 256
+"""Of one container. The kernel's bound (kernel.pty.max, 4096) is for all of the machine together."""
+
+_FEWEST_INODES: Final = 1024
+
 
 @frozen
 class Placed:
@@ -90,6 +95,7 @@ class Shape:
     bounding: int
     mounts: Sequence[Placed]
     covers: Covers
+    sysctls: Sequence[tuple[str, bytes]]
 
 
 @frozen
@@ -156,10 +162,15 @@ def prepare_plan(shape: Shape) -> list[Op]:
     _scratch(stage, shape)
     _trees(stage, shape)
     _kernel_file_systems(stage, shape)
+    for path, value in shape.sysctls:
+        stage.add("FILE", 0o644, BELOW_ROOT, strings=(path, value), note=f"at most {value.decode()}")
     _covers(stage, shape.covers)
     _devices(stage, shape)
     _views(stage, shape.views)
     _mounts(stage, shape.mounts)
+    if shape.dev_fd is None:
+        stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=("/dev",))
+        stage.add("SETATTR", ATTR_RDONLY, 0, note="read-only; its devices work all the same")
     # The kernel waits for all CPUs when it takes the old root away: not something for a start to wait for.
     stage.add("PIVOT", note="the host's tree is gone")
     if shape.cpus is not None:
@@ -199,7 +210,7 @@ def _cpu_mask(cpus: Iterable[int]) -> bytes:
 
 def _scratch(stage: _Stage, setup: Shape) -> None:
     """A tmpfs of the container's own for everything that it may write, and for mount points on the way."""
-    options = {"size": str(setup.scratch_size), "mode": "0755"}
+    options = _bounds(setup.scratch_size) | {"mode": "0755"}
     stage.mount("tmpfs", options, ATTR_NODEV, setup.stage, HOST_PATH)
     stage.mkdir(f"{setup.stage}/root")
     if setup.disk_scratch is not None:
@@ -209,6 +220,12 @@ def _scratch(stage: _Stage, setup: Shape) -> None:
         else:
             stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(setup.disk_scratch,))
         stage.add("ATTACH", HOST_PATH, strings=(f"{setup.stage}/disk",), note="the layer on disk")
+
+
+def _bounds(size: int) -> dict[str, str]:
+    """How much a tmpfs holds. Without nr_inodes, empty files fill the machine whatever the size."""
+    # The kernel's own ratio (shmem_default_max_inodes in mm/shmem.c): an inode a page.
+    return {"size": str(size), "nr_inodes": str(max(size // 4096, _FEWEST_INODES))}
 
 
 def _owner_of(path: str, trees: Sequence[Tree]) -> int:
@@ -361,11 +378,11 @@ def _devices(stage: _Stage, setup: Shape) -> None:
             stage.add("MKDIR", 0o755, BELOW_ROOT, 0, strings=(f"/dev/{name}",))
         for path in setup.devices:
             _bind_device(stage, path)
-    terminals = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    terminals = {"newinstance": None, "ptmxmode": "0666", "mode": "0620", "max": str(MOST_TERMINALS)}
     if setup.tty_group:
         terminals["gid"] = "5"
     stage.mount("devpts", terminals, quiet, "/dev/pts", BELOW_ROOT)
-    shared = {"size": str(min(SHM_SIZE, setup.scratch_size)), "mode": "1777"}
+    shared = _bounds(min(SHM_SIZE, setup.scratch_size)) | {"mode": "1777"}
     stage.mount("tmpfs", shared, quiet | ATTR_NODEV, "/dev/shm", BELOW_ROOT)
     if setup.own_ipcns:
         stage.mount("mqueue", {}, quiet | ATTR_NODEV, "/dev/mqueue", BELOW_ROOT)
@@ -410,7 +427,7 @@ def _mounts(stage: _Stage, mounts: Sequence[Placed]) -> None:
         if placed.is_file:
             stage.add("FILE", 0o644, BELOW_ROOT, 1, strings=(mount.target, b""), note="mount point")
         if mount.kind == "tmpfs":
-            options = {"mode": "1777"} | ({} if mount.size is None else {"size": str(mount.size)})
+            options = {"mode": "1777"} | ({} if mount.size is None else _bounds(mount.size))
             stage.mount("tmpfs", options, ATTR_NOSUID | ATTR_NODEV, mount.target, BELOW_ROOT)
             continue
         assert mount.source is not None

@@ -1,0 +1,32 @@
+"""Whether an attack on what the machine has stayed with its container: the others, this process, the host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import isobox
+from isobox import Container
+from leftovers import nothing_left, resident
+from patience import patient
+
+GROWTH_BYTES = 16 << 20
+"""How much this process may grow: allocators keep some."""
+
+
+def well(container: Container) -> bool:
+    """A program of it starts, runs and ends at once."""
+    result = container.exec(["echo", "well"], timeout=patient(10))
+    return result.ok and result.stdout == b"well\n"
+
+
+@contextlib.contextmanager
+def unharmed() -> Iterator[None]:
+    """The block's attack is over with it: nobody else was hurt, nothing is left."""
+    with nothing_left(), Container() as neighbour:
+        assert well(neighbour)
+        memory = resident()
+        yield
+        assert well(neighbour)
+        assert isobox.run(["true"], timeout=patient(10)).ok
+        assert resident() - memory < GROWTH_BYTES
