@@ -79,11 +79,11 @@ def test_an_xz_header_that_asks_for_a_gibibyte_of_memory(tmp_path: Path) -> None
 
 
 def test_more_entries_than_a_folder_should_have(tmp_path: Path) -> None:
-    many = 3000
+    many = 300
     archive = written(tmp_path, gzip.compress(packed(*(entry(f"f{number}") for number in range(many)))))
     assert len(os.listdir(trusted(archive, tmp_path / "trusted"))) == many
-    with pytest.raises(UnpackError, match="more than 2000 entries"):
-        ours(archive, most_entries=2000)
+    with pytest.raises(UnpackError, match="more than 200 entries"):
+        ours(archive, most_entries=200)
 
 
 @pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE])

@@ -141,7 +141,7 @@ for name in sys.argv[1:]:
 
     @UPPERS
     def test_thousands_of_them(self, upper: Upper) -> None:
-        count = 5000
+        count = 2000
         code = "import os, sys\nfor n in range(int(sys.argv[1])): os.close(os.open(f'/tmp/{n}', os.O_CREAT))"
         with Container(upper=upper) as container:
             said(container, python(code, str(count)))
