@@ -81,12 +81,13 @@ sys.stdin.read()
 """
 
 ADD_KEY = 248 if platform.machine() == "x86_64" else 217
+"""Its number; -2 below is the keyring of the process, which ends with it."""
 
 KEYS = """
 import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
 made = 0
-while made < 20 and libc.syscall(int(sys.argv[1]), b"user", b"isobox-%d" % made, b"x", 1, -2) > 0:  # the process's keyring
+while made < 20 and libc.syscall(int(sys.argv[1]), b"user", b"isobox-%d" % made, b"x", 1, -2) > 0:
     made += 1
 print(made)
 """
@@ -149,7 +150,8 @@ class TestDescriptors:
             assert mine >= 0
             os.close(mine)
             hostile.kill()
-        with Container(cap_add=["SYS_RESOURCE"]) as container:  # who has it may raise the bound
+        # Who may write to /proc/sys, and has the capability for it, may raise the bound.
+        with Container(cap_add=["SYS_ADMIN", "SYS_RESOURCE"]) as container:
             said(container, ["sh", "-c", f"echo {whole} > /proc/sys/user/max_inotify_instances"])
             assert got(container, WATCHES, whole // 2 + 10) == whole // 2 + 10
 
