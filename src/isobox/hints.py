@@ -14,6 +14,7 @@ from . import idmap
 from .errors import UnsupportedError
 from .host import features
 from .plan.ops import Op
+from .plan.setup import NO_LINKS
 
 NESTED: Final = (
     "run the container around this program with its /proc and /sys unmasked "
@@ -59,6 +60,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("CHDIR", errno.ENOENT): "Give a directory that exists in the container as workdir",
     ("CHDIR", errno.ENOTDIR): "Give a directory as workdir",
     ("CHDIR", errno.EACCES): "The user may not enter it",
+    ("CHDIR", errno.ELOOP): "Links of /proc to what a process has open are not followed, nor too many others",
     ("FSCONFIG_STRING", errno.EINVAL): (
         "Before Linux 6.8 the paths of an overlay's layers may have 255 characters together: "
         "give the image or ISOBOX_STATE_DIR a shorter path"
@@ -86,6 +88,8 @@ def hint(where: str, number: int, op: Op | None = None) -> str:
     found = _HINTS.get((where, number), "")
     if where == "ATTACH" and number == errno.EINVAL and op is not None and op.note.startswith("bind of"):
         return _ATTACH_MOUNTS[errno.ENOTDIR]
+    if where == "ATTACH" and number == errno.ELOOP and op is not None and op.args[0] == NO_LINKS:
+        return f"The image has a link for {os.fsdecode(op.strings[0])}: it has to be a directory of its own"
     if (
         not found
         and op is not None

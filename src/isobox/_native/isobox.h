@@ -79,7 +79,8 @@ enum isobox_op_code {
     ISOBOX_OP_OPEN_TREE = 13,      /* str0: path; arg0: OPEN_TREE_* and AT_*, arg1: 1 = below the new root */
     ISOBOX_OP_TAKE_TREE = 14,      /* arg0: index of a descriptor of a detached mount */
     ISOBOX_OP_SETATTR = 15,        /* arg0: MOUNT_ATTR_* for the mount in hand, which is attached; arg1: AT_RECURSIVE or 0 */
-    ISOBOX_OP_ATTACH = 16,         /* str0: target; arg0: 1 = below the new root, 0 = host path; it stays in hand */
+    ISOBOX_OP_ATTACH = 16,         /* str0: target; arg0: 1 = below the new root, 2 = there and not through a link,
+                                      0 = host path; it stays in hand */
     ISOBOX_OP_ROOT = 17,           /* str0: host path of the new root */
     ISOBOX_OP_BASE = 18,           /* str0: host path that file requests may start from */
     ISOBOX_OP_MKDIR = 19,          /* str0: path; arg0: mode, arg1: 1 = below the new root, arg2: 1 = may exist */
@@ -89,7 +90,7 @@ enum isobox_op_code {
     ISOBOX_OP_AFFINITY = 23,       /* str0: cpu mask */
     ISOBOX_OP_RLIMIT = 24,         /* arg0: resource, arg1: soft, arg2: hard */
     ISOBOX_OP_UMASK = 25,          /* arg0 */
-    ISOBOX_OP_CHDIR = 26,          /* str0 */
+    ISOBOX_OP_CHDIR = 26,          /* str0; not through links of /proc to what is open */
     ISOBOX_OP_BOUNDING = 27,       /* arg0: capabilities to keep */
     ISOBOX_OP_CAPABILITIES = 28,   /* arg0: permitted and effective, of those there are; inheritable and ambient empty */
     ISOBOX_OP_NO_NEW_PRIVS = 29,
@@ -97,7 +98,7 @@ enum isobox_op_code {
     ISOBOX_OP_DUMPABLE = 31,       /* arg0 */
     ISOBOX_OP_SESSION = 32,        /* setsid */
     ISOBOX_OP_TERMINAL = 33,       /* descriptor 0 becomes the controlling terminal; arg0: uid */
-    ISOBOX_OP_STREAMS = 34,        /* arg0..2: indices for stdin, stdout, stderr */
+    ISOBOX_OP_STREAMS = 34,        /* arg0..2: indices for stdin, stdout, stderr; all others are closed */
     ISOBOX_OP_EXEC = 35,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
     ISOBOX_OP_MKNOD = 36,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
     ISOBOX_OP_KEYRING = 37,        /* an empty session keyring */

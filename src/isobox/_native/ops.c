@@ -38,6 +38,7 @@ enum {
     O_PATH_ = 010000000,
     RESOLVE_IN_ROOT_ = 0x10,
     RESOLVE_NO_MAGICLINKS_ = 0x02,
+    RESOLVE_NO_SYMLINKS_ = 0x04,
     AT_EMPTY_PATH_ = 0x1000,
     MOVE_EMPTY_BOTH = 0x04 | 0x40,
     MOVE_EMPTY_SOURCE = 0x04,
@@ -133,11 +134,15 @@ static void close_held(int *fd)
     *fd = -1;
 }
 
-static long open_below(int root, const char *path, unsigned long flags, unsigned long mode)
+static long open_resolving(int root, const char *path, unsigned long flags, unsigned long resolve)
 {
-    struct isobox_open_how how = {flags | O_CLOEXEC_, mode,
-                                  RESOLVE_IN_ROOT_ | RESOLVE_NO_MAGICLINKS_};
+    struct isobox_open_how how = {flags | O_CLOEXEC_, 0, resolve | RESOLVE_NO_MAGICLINKS_};
     return SYS4(__NR_openat2, root, path, &how, sizeof how);
+}
+
+static long open_below(int root, const char *path, unsigned long flags)
+{
+    return open_resolving(root, path, flags, RESOLVE_IN_ROOT_);
 }
 
 /* Splits `path` into a directory, opened below the root, and the last name. */
@@ -152,7 +157,7 @@ static long open_parent(int root, const char *path, const char **name)
     *name = path + cut;
     memcpy(buffer, path, cut);
     buffer[cut] = 0;
-    return open_below(root, cut ? buffer : ".", O_PATH_ | O_DIRECTORY_, 0);
+    return open_below(root, cut ? buffer : ".", O_PATH_ | O_DIRECTORY_);
 }
 
 /* The directory and name that a creating op works on; the host's own path when not below the root. */
@@ -256,7 +261,7 @@ static long op_open_tree(struct isobox_run *run, struct decoded *op)
 {
     long fd;
     if (op->head.arg[1]) {
-        long place = open_below(run->root, op->str[0], O_PATH_, 0);
+        long place = open_below(run->root, op->str[0], O_PATH_);
         if (place < 0)
             return place;
         fd = SYS3(__NR_open_tree, place, "", op->head.arg[0] | O_CLOEXEC_ | AT_EMPTY_PATH_);
@@ -297,7 +302,8 @@ static long op_attach(struct isobox_run *run, struct decoded *op)
     if (op->head.arg[0] == 0) {
         failed = SYS5(__NR_move_mount, run->tree, "", AT_FDCWD_, op->str[0], MOVE_EMPTY_SOURCE);
     } else {
-        long target = open_below(run->root, op->str[0], O_PATH_, 0);
+        unsigned long links = op->head.arg[0] == 2 ? RESOLVE_NO_SYMLINKS_ : 0;
+        long target = open_resolving(run->root, op->str[0], O_PATH_, RESOLVE_IN_ROOT_ | links);
         if (target < 0)
             return target;
         failed = SYS5(__NR_move_mount, run->tree, "", target, "", MOVE_EMPTY_BOTH);
@@ -452,6 +458,18 @@ static long op_seccomp(struct decoded *op)
     return SYS3(__NR_seccomp, SECCOMP_SET_MODE_FILTER_, 0, &program);
 }
 
+/* Through a link of /proc's a program would begin in a directory that one of our descriptors is open on, and
+ * on v2 that is a cgroup of the host's, from where ".." leads to all of its files. */
+static long op_chdir(struct decoded *op)
+{
+    long fd = open_resolving(AT_FDCWD_, op->str[0], O_PATH_ | O_DIRECTORY_, 0);
+    if (fd < 0)
+        return fd;
+    long failed = SYS1(__NR_fchdir, fd);
+    SYS1(__NR_close, fd);
+    return failed;
+}
+
 static long op_terminal(struct decoded *op)
 {
     long failed = SYS3(__NR_ioctl, 0, TIOCSCTTY_, 0);
@@ -471,7 +489,8 @@ static long op_streams(struct isobox_run *run, struct decoded *op)
         if (failed < 0)
             return failed;
     }
-    return 0;
+    /* All are close-on-exec; but the name of the program may be a link that goes through one of them. */
+    return isobox_close_from(3);
 }
 
 /* Fills the room for pointers with the addresses of `count` strings packed in `packed`. */
@@ -579,7 +598,7 @@ static long run_op(struct isobox_run *run, struct decoded *op)
     case ISOBOX_OP_AFFINITY: return SYS3(__NR_sched_setaffinity, 0, op->len[0], op->str[0]);
     case ISOBOX_OP_RLIMIT: return op_rlimit(op);
     case ISOBOX_OP_UMASK: return SYS1(__NR_umask, arg[0]) < 0 ? -EINVAL_ : 0;
-    case ISOBOX_OP_CHDIR: return SYS1(__NR_chdir, op->str[0]);
+    case ISOBOX_OP_CHDIR: return op_chdir(op);
     case ISOBOX_OP_BOUNDING: return op_bounding(op);
     case ISOBOX_OP_CAPABILITIES: return op_capabilities(op);
     case ISOBOX_OP_KEYRING: return op_keyring();

@@ -19,7 +19,7 @@ from ..spec import Mount
 from .covers import HOST_PATH, OPEN_TREE_CLONE, cover_ops
 from .ops import Op, make
 
-# include/uapi/linux/mount.h, sched.h and fcntl.h
+# include/uapi/linux/mount.h, sched.h, fcntl.h and capability.h
 AT_RECURSIVE: Final = 0x8000
 ATTR_RDONLY: Final = 0x1
 ATTR_NOSUID: Final = 0x2
@@ -27,7 +27,9 @@ ATTR_NODEV: Final = 0x4
 ATTR_NOEXEC: Final = 0x8
 ATTR_NOATIME: Final = 0x10
 MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
+CAP_SYS_PTRACE: Final = 1 << 19
 BELOW_ROOT: Final = 1
+NO_LINKS: Final = 2  # below the root, where no link leads elsewhere
 
 DEVICES: Final = {
     "null": (1, 3),
@@ -176,8 +178,10 @@ def prepare_plan(shape: Shape) -> list[Op]:
     if shape.cpus is not None:
         stage.add("AFFINITY", strings=(_cpu_mask(shape.cpus),), note=f"cpus {sorted(shape.cpus)}")
     stage.add("BOUNDING", shape.bounding, note=f"keep {shape.bounding:#x}")
-    # Init keeps its capabilities, but none to inherit: root's programs get the bounding set.
-    stage.add("CAPABILITIES", -1, note="nothing inheritable, nothing ambient")
+    # Init keeps its capabilities, but none to inherit: root's programs get the bounding set. With the one to
+    # trace it would follow links through its own /proc/1/fd, where a program's name may lead.
+    kept = -1 if shape.bounding & CAP_SYS_PTRACE else ~CAP_SYS_PTRACE
+    stage.add("CAPABILITIES", kept, note="nothing inheritable, nothing ambient")
     stage.add("NO_NEW_PRIVS", note="set")
     stage.add("DUMPABLE", 0)
     stage.add("UMASK", 0o022, note="022")
@@ -345,13 +349,13 @@ def _kernel_file_systems(stage: _Stage, setup: Shape) -> None:
     for path in ("/proc", "/sys", "/dev"):
         if all(directory.path != path for directory in setup.rootfs.skeleton):
             stage.add("MKDIR", 0o755, BELOW_ROOT, 1, strings=(path,))
-    stage.mount("proc", {}, hard, "/proc", BELOW_ROOT)
+    stage.mount("proc", {}, hard, "/proc", NO_LINKS)
     if setup.own_netns:
-        stage.mount("sysfs", {}, hard | ATTR_RDONLY, "/sys", BELOW_ROOT)
+        stage.mount("sysfs", {}, hard | ATTR_RDONLY, "/sys", NO_LINKS)
     else:
         # A new sysfs shows the network namespace's devices, so the kernel wants to see it owned.
         stage.add("OPEN_TREE", OPEN_TREE_CLONE | AT_RECURSIVE, HOST_PATH, strings=("/sys",))
-        stage.add("ATTACH", BELOW_ROOT, strings=("/sys",), note="the host's")
+        stage.add("ATTACH", NO_LINKS, strings=("/sys",), note="the host's")
         stage.add("SETATTR", hard | ATTR_RDONLY, AT_RECURSIVE, note="read-only")
 
 
@@ -366,10 +370,10 @@ def _devices(stage: _Stage, setup: Shape) -> None:
     quiet = ATTR_NOSUID | ATTR_NOEXEC
     if setup.dev_fd is not None:
         stage.add("TAKE_TREE", setup.dev_fd, note="device nodes")
-        stage.add("ATTACH", BELOW_ROOT, strings=("/dev",), note="device nodes")
+        stage.add("ATTACH", NO_LINKS, strings=("/dev",), note="device nodes")
         stage.add("SETATTR", quiet | ATTR_RDONLY, 0, note="read-only; its devices work all the same")
     else:
-        stage.mount("tmpfs", {"size": "65536", "mode": "0755"}, quiet, "/dev", BELOW_ROOT)
+        stage.mount("tmpfs", {"size": "65536", "mode": "0755"}, quiet, "/dev", NO_LINKS)
         for name in DEVICES:
             _bind_device(stage, f"/dev/{name}")
         for name, target in DEVICE_LINKS.items():
