@@ -21,6 +21,7 @@ NESTED: Final = (
     "(docker run --security-opt systempaths=unconfined), or run isobox outside of it"
 )
 _DENIED: Final = (errno.EPERM, errno.EACCES)
+_NO_DIRECTORY: Final = (errno.ELOOP, errno.EINVAL, errno.ENOTDIR)
 
 _HINTS: dict[tuple[str, int], str] = {
     ("spawn", errno.EPERM): (
@@ -88,8 +89,10 @@ def hint(where: str, number: int, op: Op | None = None) -> str:
     found = _HINTS.get((where, number), "")
     if where == "ATTACH" and number == errno.EINVAL and op is not None and op.note.startswith("bind of"):
         return _ATTACH_MOUNTS[errno.ENOTDIR]
-    if where == "ATTACH" and number == errno.ELOOP and op is not None and op.args[0] == NO_LINKS:
-        return f"The image has a link for {os.fsdecode(op.strings[0])}: it has to be a directory of its own"
+    if where == "ATTACH" and number in _NO_DIRECTORY and op is not None and op.args[0] == NO_LINKS:
+        return (
+            f"Make {os.fsdecode(op.strings[0])} a directory in the image: a link or a file is not mounted on"
+        )
     if (
         not found
         and op is not None
