@@ -74,8 +74,20 @@ class UnsupportedError(IsoboxError):
         self.remedy = remedy
 
 
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey: names of files are made by programs inside.
+
+    >>> print(printable("\x1b[2J.txt"))
+    \x1b[2J.txt
+    """
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
+
+
 class _StageError(IsoboxError, OSError):
     def __init__(self, code: int, message: str, *, stage: str, op: str = "", hint: str = "") -> None:
+        message = printable(message)
         text = f"{stage}: {message}: {os.strerror(code)}" if code else f"{stage}: {message}"
         if hint:
             text = f"{text}. {hint}"

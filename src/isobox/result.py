@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 from attrs import frozen
 
-from .errors import Killed, NonZeroExit, OutOfMemory, OutputLimitExceeded, ProcessError, TimedOut
+from .errors import Killed, NonZeroExit, OutOfMemory, OutputLimitExceeded, ProcessError, TimedOut, printable
 from .usage import Usage
 
 Reason: TypeAlias = Literal["exited", "signaled", "oom", "timeout", "cpu-timeout", "output-limit", "killed"]
@@ -61,7 +61,7 @@ class Result(Generic[Output]):
         raise _ERRORS.get(self.reason, NonZeroExit)(self._sentence(), self)
 
     def _sentence(self) -> str:
-        program = self.args[0] if self.args else "the program"
+        program = printable(str(self.args[0])) if self.args else "the program"
         if self.reason == "exited":
             text = f"{program} exited with status {self.returncode}"
         elif self.reason == "signaled":

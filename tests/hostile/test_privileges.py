@@ -215,8 +215,8 @@ print(os.read(fd, 100).decode() if fd >= 0 else "refused")
 @pytest.mark.requires("host_folders")
 def test_no_file_is_opened_by_its_handle(tmp_path: Path) -> None:
     """The attack "shocker" (https://github.com/gabrtv/shocker): open_by_handle_at opens any file of a file
-    system of which one folder is bound in. The capability for it is not given; within a user namespace it counts
-    for nothing, so that only root can take the wall down.
+    system of which one folder is bound in. The capability for it is not given, and counts for nothing in a
+    user namespace, so that only root can take the wall down.
     """
     shown, hidden = tmp_path / "shown", tmp_path / "hidden"
     shown.mkdir()
