@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from subprocess import DEVNULL, PIPE
-from typing import Any
+from typing import Any, Final
 
 from . import _native
 from .control import too_long
@@ -25,6 +25,9 @@ def known(options: Iterable[str], names: Collection[str]) -> None:
     for name in options:
         if name not in names:
             raise TypeError(f"unknown option {name!r}: choose from {', '.join(sorted(names))}")
+
+
+TERMINALS: Final = "/dev/ptmx"
 
 
 def start_program(
@@ -49,7 +52,8 @@ def start_program(
     except OSError as error:  # what the kernel refused to this process
         number = error.errno or 0
         what = str(error.filename or "starting a program")
-        raise ExecError(number, what, stage="exec", hint=hint("host", number)) from error
+        where = "terminal" if what == TERMINALS else "host"
+        raise ExecError(number, what, stage="exec", hint=hint(where, number)) from error
 
 
 def _start(
@@ -75,7 +79,7 @@ def _start(
     try:
         with Undisturbed(), ExitStack() as kept, ExitStack() as lent:
             if spec.tty:
-                streams = terminal(programs.control.open("/dev/ptmx", os.O_RDWR), lent, kept)
+                streams = terminal(programs.control.open(TERMINALS, os.O_RDWR), lent, kept)
             else:
                 streams = connect(stdin, stdout, stderr, lent, kept)
                 if not capture:

@@ -42,6 +42,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("host", errno.ENFILE): "The machine has no descriptors left: raise sysctl fs.file-max",
     ("host", errno.ENOSPC): "The disk is full",
     ("host", errno.E2BIG): "Pass large data in a file or stdin",
+    ("terminal", errno.ENOSPC): "All terminals of the container are open, or of the machine (kernel.pty.max)",
     ("setup", errno.EPIPE): "It was killed, by the memory limit perhaps: raise memory=",
     ("clone", errno.EAGAIN): "The container's pids limit is reached: raise pids=",
     ("clone", errno.ENOSPC): "Too many programs run in this container at once",

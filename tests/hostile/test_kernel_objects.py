@@ -19,7 +19,7 @@ import pytest
 
 import isobox
 from bystanders import got, unharmed, well
-from isobox import Container
+from isobox import Container, ExecError
 from leftovers import wait_until
 from patience import patient
 from programs import python, said
@@ -124,6 +124,9 @@ class TestDescriptors:
             assert int(hostile.stdout.readline()) == 256
             for fd in pty.openpty():
                 os.close(fd)
+            with pytest.raises(ExecError, match="All terminals"):
+                container.exec(["tty"], tty=True)
+            assert well(container)
             with Container() as other:
                 assert other.exec(["tty"], tty=True, timeout=patient(10)).ok
             hostile.kill()
