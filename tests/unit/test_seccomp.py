@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bpf
 from isobox.errors import IsoboxError, SpecError
 from isobox.security import capabilities, filter_cache, libseccomp, seccomp
 from isobox.security.profile import read
@@ -283,11 +284,31 @@ class TestProfiles:
         document = profile(allow, deny("getppid"), default="SCMP_ACT_ERRNO")
         assert answers(seccomp.compile(document), [("getppid", [])]) == [errno.EXDEV]
 
+    def test_a_refusal_with_conditions_beside_an_allowance_holds(self) -> None:
+        # libseccomp would drop the condition in silence
+        allow = {"names": ["personality"], "action": "SCMP_ACT_ALLOW"}
+        for op, value, refused, allowed in [("EQ", 8, 8, 0), ("MASKED_EQ", 0xFF, 0x100, 8)]:
+            args = [{"index": 0, "op": f"SCMP_CMP_{op}", "value": value}]
+            for default in ("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW"):
+                program = seccomp.compile(profile(allow, deny("personality", args=args), default=default))
+                assert program is not None
+                number = NUMBERS["personality"]
+                assert bpf.run(program, number, (refused,)) == (bpf.ERRNO | errno.EXDEV, True)
+                assert bpf.run(program, number, (allowed,)) == (bpf.ALLOW, True)
+
+    def test_an_allowance_with_conditions_beside_a_refusal_has_no_effect(self) -> None:
+        allow = {"names": ["personality"], "action": "SCMP_ACT_ALLOW"}
+        allow["args"] = [{"index": 0, "op": "SCMP_CMP_EQ", "value": 0}]  # type: ignore[assignment]
+        program = seccomp.compile(profile(deny("personality"), allow))
+        assert program is not None
+        assert bpf.run(program, NUMBERS["personality"]) == (bpf.ERRNO | errno.EXDEV, False)
+
+    @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names x86-64's relatives")
     def test_a_condition_without_effect_is_refused(self) -> None:
         allow = {"names": ["clone"], "action": "SCMP_ACT_ALLOW"}
         conditional = deny("clone", args=[{"index": 0, "op": "SCMP_CMP_EQ", "value": 1}])
         with pytest.raises(SpecError, match="no effect"):
-            seccomp.compile(profile(allow, conditional, default="SCMP_ACT_ERRNO"))
+            seccomp.compile(profile(allow, conditional, architectures=["SCMP_ARCH_X86"]))
 
     def test_names_that_no_table_has(self) -> None:
         allow = {"names": ["a_call_to_come", *DENY_BY_DEFAULT_SAFE], "action": "SCMP_ACT_ALLOW"}
@@ -312,6 +333,65 @@ class TestProfiles:
         assert run_with(first, [(x32, [])]).returncode == -signal.SIGSYS
         assert answers(second, [("getppid", []), (x32, [])]) == [errno.EXDEV, errno.EXDEV]
 
+    @pytest.mark.skipif(os.uname().machine != "x86_64", reason="asks by x86-64's numbers")
+    @pytest.mark.parametrize("mask", [capabilities.DEFAULT, capabilities.ALL])
+    def test_a_profile_as_docker_writes_them(self, mask: int) -> None:
+        """Every key that its own profile has, and none that it has not; in short."""
+        allow: dict[str, Any] = {"action": "SCMP_ACT_ALLOW"}
+        document = {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 1,
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+                {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+                {"architecture": "SCMP_ARCH_RISCV64", "subArchitectures": None},
+            ],
+            "syscalls": [
+                {**allow, "names": [*DENY_BY_DEFAULT_SAFE, "futex_time64", "uretprobe", "a_call_to_come"]},
+                {**allow, "names": ["ptrace"], "includes": {"minKernel": "4.8"}},
+                {**allow, "names": ["socket"], "args": [{"index": 0, "value": 38, "op": "SCMP_CMP_LT"}]},
+                {**allow, "names": ["socket"], "args": [{"index": 0, "value": 40, "op": "SCMP_CMP_GT"}]},
+                {**allow, "names": ["swapcontext"], "includes": {"arches": ["ppc64le"]}},
+                {**allow, "names": ["arch_prctl"], "includes": {"arches": ["amd64", "x32"]}},
+                {**allow, "names": ["clone", "clone3", "mount"], "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+                {
+                    **allow,
+                    "names": ["clone"],
+                    "args": [{"index": 0, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}],
+                    "excludes": {"caps": ["CAP_SYS_ADMIN"], "arches": ["s390", "s390x"]},
+                },
+                {
+                    **allow,
+                    "names": ["clone"],
+                    "args": [{"index": 1, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}],
+                    "comment": "other machines have these the other way round",
+                    "includes": {"arches": ["s390", "s390x"]},
+                    "excludes": {"caps": ["CAP_SYS_ADMIN"]},
+                },
+                {
+                    "names": ["clone3"],
+                    "action": "SCMP_ACT_ERRNO",
+                    "errnoRet": 38,
+                    "excludes": {"caps": ["CAP_SYS_ADMIN"]},
+                },
+            ],
+        }
+        program = seccomp.compile(document, capabilities=mask)
+        assert program is not None
+        allowed, refused = bpf.ALLOW, bpf.ERRNO | errno.EPERM
+        admin = mask == capabilities.ALL
+        for name, arguments, expected in [
+            ("getpid", (), allowed), ("ptrace", (), allowed), ("bpf", (), refused),
+            ("socket", (37,), allowed), ("socket", (38,), refused), ("socket", (41,), allowed),
+            ("mount", (), allowed if admin else refused), ("clone", (17,), allowed),
+            ("clone", (0x10000000,), allowed if admin else refused),
+            ("clone3", (), allowed if admin else bpf.ERRNO | errno.ENOSYS),
+            ("open_tree_attr", (), bpf.ERRNO | errno.ENOSYS),  # newer than what it names
+        ]:  # fmt: skip
+            assert bpf.run(program, NUMBERS[name], arguments)[0] == expected, (name, arguments)
+        for number, architecture in [(20, 0x40000003), (0x40000000 + 39, bpf.NATIVE)]:  # both getpid
+            assert bpf.run(program, number, architecture=architecture)[0] == allowed
+
     def test_a_profile_of_another_engine(self) -> None:
         path = Path("/usr/share/containers/seccomp.json")
         if not path.exists():
@@ -320,6 +400,38 @@ class TestProfiles:
             seccomp.compile(str(path)), [("getpid", []), ("setns", [0, 0]), ("kexec_load", [0] * 4)]
         )
         assert got == [0, errno.EPERM, errno.EPERM]
+
+    def test_errnos_by_name(self) -> None:
+        """As containers/common writes them, beside the number or alone."""
+        rules = [
+            {
+                "names": ["getppid"],
+                "action": "SCMP_ACT_ERRNO",
+                "errno": "EXDEV",
+                "args": None,
+                "includes": {},
+            },
+            {"names": ["personality"], "action": "SCMP_ACT_ERRNO", "errno": "ENOSYS", "errnoRet": 38},
+            {"names": ["ptrace"], "action": "SCMP_ACT_ERRNO", "errno": "", "excludes": {}},
+        ]
+        program = seccomp.compile(profile(*rules, defaultErrno=""))
+        assert program is not None
+        for name, code in [("getppid", errno.EXDEV), ("personality", errno.ENOSYS), ("ptrace", errno.EPERM)]:
+            assert bpf.run(program, NUMBERS[name])[0] == bpf.ERRNO | code
+        default = profile(default="SCMP_ACT_ERRNO", defaultErrnoRet=1, defaultErrno="ENOSYS")
+        assert bpf.run(seccomp.compile(default) or b"", NUMBERS["getppid"])[0] == bpf.ERRNO | errno.ENOSYS
+
+    def test_flags(self) -> None:
+        assert seccomp.compile(profile(flags=["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]))
+        with pytest.raises(SpecError, match="seccomp.flags"):
+            seccomp.compile(profile(flags=["SECCOMP_FILTER_FLAG_LOG"]))
+
+    def test_what_the_default_refuses_may_be_unknown(self) -> None:
+        """It is refused all the same; a call that would be allowed is a hole."""
+        unknown = {"names": ["a_call_to_come"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+        assert seccomp.compile(profile(unknown, default="SCMP_ACT_ERRNO"))
+        with pytest.raises(SpecError, match="a_call_to_come"):
+            seccomp.compile(profile({**unknown, "errnoRet": 38}, default="SCMP_ACT_ERRNO"))
 
     def test_notify_is_refused(self) -> None:
         for document in (
@@ -344,6 +456,9 @@ class TestProfiles:
             (profile({**deny("getpid"), "errnoRet": 5000}), r"seccomp.syscalls\[0\].errnoRet"),
             (profile({**deny("getpid"), "errnoRet": True}), r"seccomp.syscalls\[0\].errnoRet"),
             (profile({**deny("getpid"), "errorRet": 1}), r"seccomp.syscalls\[0\]"),
+            (profile({**deny("getpid"), "errno": "ENOSUCH"}), r"seccomp.syscalls\[0\].errno"),
+            (profile({**deny("getpid"), "errno": 1}), r"seccomp.syscalls\[0\].errno"),
+            (profile(flags="SECCOMP_FILTER_FLAG_TSYNC"), "seccomp.flags"),
             (profile(deny("getpid", args=[{"index": 6, "op": "SCMP_CMP_EQ", "value": 0}])), "index"),
             (profile(deny("getpid", args=[{"index": 0, "op": "==", "value": 0}])), "op"),
             (profile(deny("getpid", args=[{"index": 0, "op": "SCMP_CMP_EQ", "value": -1}])), "value"),

@@ -8,7 +8,7 @@ the results so that this is paid once per profile and machine, not per process.
 from __future__ import annotations
 
 import os
-import struct
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from attrs import define, field
@@ -16,6 +16,7 @@ from attrs import define, field
 from isobox import forks
 from isobox.errors import SpecError, UnsupportedError
 from isobox.security.profile import ALLOW, ERRNO, KILL_PROCESS, LOG, TRACE, Comparison, Profile, Rule
+from isobox.security.ranges import front
 
 _DECLARATIONS = """
 typedef void *scmp_filter_ctx;
@@ -35,8 +36,23 @@ _ACT_BADARCH = 2
 _CTL_OPTIMIZE = 8
 _BINARY_TREE = 2
 
-# Calls newer than the libraries in use. Since Linux 5.1 a new call has the same number everywhere.
+# Calls that the libraries in use may not know. Since Linux 5.1 a new call has the same number everywhere.
 _NEWER = {
+    "close_range": 436,
+    "openat2": 437,
+    "pidfd_getfd": 438,
+    "faccessat2": 439,
+    "process_madvise": 440,
+    "epoll_pwait2": 441,
+    "mount_setattr": 442,
+    "quotactl_fd": 443,
+    "landlock_create_ruleset": 444,
+    "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
+    "memfd_secret": 447,
+    "process_mrelease": 448,
+    "futex_waitv": 449,
+    "set_mempolicy_home_node": 450,
     "cachestat": 451,
     "fchmodat2": 452,
     "map_shadow_stack": 453,
@@ -56,10 +72,13 @@ _NEWER = {
     "open_tree_attr": 467,
     "file_getattr": 468,
     "file_setattr": 469,
+    "listns": 470,
+    "rseq_slice_yield": 471,
 }
+_NEWER_X86_64 = {"uretprobe": 335, "uprobe": 336}
 _EEXIST = 17
 _ENOSYS = 38
-_X32_BIT = 0x40000000
+_X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64
 _MAX_INSTRUCTIONS = 4096
 
 _loaded: tuple[Any, Any] | None = None
@@ -84,42 +103,80 @@ def _library() -> tuple[Any, Any]:
 
 
 def build(profile: Profile) -> bytes:
-    """The filter as an array of ``struct sock_filter``, 8 bytes each."""
+    """The filter as an array of ``struct sock_filter``, 8 bytes each.
+
+    Where several rules of one call hold, the strictest does, as among several filters in the kernel:
+    an unconditional refusal beside any allowance, and a refusal with conditions beside an unconditional
+    allowance. (Profiles in the wild do allow in a long list what they deny further down. libseccomp would
+    let the first of two unconditional rules win, and would drop a condition beside one, in silence.)
+    """
     with forks.whole:  # libseccomp keeps state of its own: one thread at a time, and no fork meanwhile
         ffi, lib = _library()
-        context = lib.seccomp_init(profile.default)
-        if context == ffi.NULL:
-            raise UnsupportedError("seccomp", "libseccomp refuses the default action", _UPGRADE)
-        try:
-            return _build(ffi, lib, context, profile)
-        finally:
-            lib.seccomp_release(context)
-
-
-_UPGRADE = "install libseccomp 2.5 or newer"
-
-
-def _build(ffi: Any, lib: Any, context: Any, profile: Profile) -> bytes:
-    # A call table that the profile doesn't open would go round every rule: end the process.
-    _checked(lib.seccomp_attr_set(context, _ACT_BADARCH, KILL_PROCESS), "the action for other architectures")
-    _checked(lib.seccomp_attr_set(context, _CTL_OPTIMIZE, _BINARY_TREE), "filters as trees")
-    for name in profile.foreign:
-        result = lib.seccomp_arch_add(context, lib.seccomp_arch_resolve_name(name.encode()))
-        if result != -_EEXIST:
-            _checked(result, f"the architecture {name}")
-    calls = _by_call(lib, profile)
-    for call in calls.values():
-        for action, comparisons in _settled(call):
-            if action != profile.default:  # libseccomp refuses what changes nothing
-                _add(ffi, lib, context, call, action, comparisons)
-    program = _export(lib, context)
-    if _needs_enosys(profile.default):
-        program = _newer_calls_are_missing(lib.seccomp_arch_native(), max((0, *calls))) + program
+        calls = _by_call(lib, profile)
+        default = profile.default
+        by_otherwise: dict[int, list[_Call]] = {default: []}
+        for call in calls.values():
+            if call.exceptions:
+                by_otherwise.setdefault(call.otherwise(default), []).append(call)
+        filters = {action: _filter(ffi, lib, action, group) for action, group in by_otherwise.items()}
+        elsewhere = filters[default]
+        if profile.foreign:
+            elsewhere = _filter(ffi, lib, default, calls.values(), profile.foreign)
+        ranges = list(_ranges(calls, default, filters))
+        program = front(lib.seccomp_arch_native(), ranges, elsewhere)
     if len(program) // 8 > _MAX_INSTRUCTIONS:
         raise SpecError(
             "seccomp", f"{len(program) // 8} instructions", f"a profile of at most {_MAX_INSTRUCTIONS}"
         )
     return program
+
+
+def _ranges(
+    calls: dict[int, _Call], default: int, filters: dict[int, bytes]
+) -> Iterator[tuple[int, int | bytes]]:
+    """The native table: from which number on what holds."""
+    highest = max((0, *calls))
+    before: int | bytes | None = None
+    for number in range(highest + 2):
+        call = calls.get(number)
+        verdict: int | bytes = default
+        if number > highest:
+            # A call newer than any that the profile names. Libraries fall back to the older call on ENOSYS,
+            # but not on EPERM, so a profile written before a kernel would break programs built after it.
+            verdict = ERRNO | _ENOSYS if _needs_enosys(default) else default
+        elif call is not None:
+            otherwise = call.otherwise(default)
+            verdict = filters[otherwise] if call.exceptions else otherwise
+        if verdict != before:
+            yield number, verdict
+        before = verdict
+
+
+_UPGRADE = "install libseccomp 2.5 or newer"
+
+
+def _filter(ffi: Any, lib: Any, otherwise: int, calls: Iterable[_Call], foreign: Iterable[str] = ()) -> bytes:
+    """What decides `calls` by their arguments, and gives `otherwise` to all else."""
+    context = lib.seccomp_init(otherwise)
+    if context == ffi.NULL:
+        raise UnsupportedError("seccomp", "libseccomp refuses the default action", _UPGRADE)
+    try:
+        # A call table that the profile doesn't open would go round every rule: end the process.
+        _checked(
+            lib.seccomp_attr_set(context, _ACT_BADARCH, KILL_PROCESS), "the action for other architectures"
+        )
+        _checked(lib.seccomp_attr_set(context, _CTL_OPTIMIZE, _BINARY_TREE), "filters as trees")
+        for name in foreign:
+            result = lib.seccomp_arch_add(context, lib.seccomp_arch_resolve_name(name.encode()))
+            if result != -_EEXIST:
+                _checked(result, f"the architecture {name}")
+        for call in calls:
+            for action, comparisons in _settled(call) if foreign else call.exceptions:
+                if action != otherwise:  # libseccomp refuses what changes nothing
+                    _add(ffi, lib, context, call, action, comparisons)
+        return _export(lib, context)
+    finally:
+        lib.seccomp_release(context)
 
 
 @define
@@ -130,6 +187,18 @@ class _Call:
     """The strictest action that some rule asks for without a condition."""
     sometimes: list[tuple[int, tuple[Comparison, ...]]] = field(factory=list)
 
+    @property
+    def exceptions(self) -> list[tuple[int, tuple[Comparison, ...]]]:
+        """The rules with conditions, but for those that a rule without makes pointless."""
+        always = self.always
+        if always is None:
+            return self.sometimes
+        return [rule for rule in self.sometimes if _strictness(rule[0]) < _strictness(always)]
+
+    def otherwise(self, default: int) -> int:
+        """The action where no rule with conditions holds."""
+        return default if self.always is None else self.always
+
 
 def _by_call(lib: Any, profile: Profile) -> dict[int, _Call]:
     calls: dict[int, _Call] = {}
@@ -137,7 +206,7 @@ def _by_call(lib: Any, profile: Profile) -> dict[int, _Call]:
         for name in rule.names:
             number = _number(lib, name)
             if number is None:
-                _skip_unknown(name, rule)
+                _skip_unknown(name, rule, profile.default)
                 continue
             call = calls.setdefault(number, _Call(name, number))
             if rule.comparisons:
@@ -155,13 +224,15 @@ def _number(lib: Any, name: str) -> int | None:
     number: int = lib.seccomp_syscall_resolve_name(encoded)
     if number != -1:
         return number  # below -1: a call that only other architectures have; libseccomp leaves it out
+    if lib.seccomp_arch_native() == _X86_64 and name in _NEWER_X86_64:
+        return _NEWER_X86_64[name]
     return _NEWER.get(name)
 
 
-def _skip_unknown(name: str, rule: Rule) -> None:
+def _skip_unknown(name: str, rule: Rule, default: int) -> None:
     # What is not known can't be allowed, which is safe; profiles list calls of kernels to come.
     # A denial that has no effect is a hole.
-    if rule.action not in (ALLOW, LOG):
+    if rule.action not in (ALLOW, LOG, default):
         raise SpecError("seccomp.syscalls.names", name, "a system call that this machine's libseccomp knows")
 
 
@@ -172,22 +243,16 @@ def _strictness(action: int) -> int:
 
 
 def _settled(call: _Call) -> list[tuple[int, tuple[Comparison, ...]]]:
-    """The rules of one call without contradictions.
-
-    libseccomp would let the first of two unconditional rules win, and would drop a condition next
-    to an unconditional rule, in silence. Profiles in the wild do contradict themselves (allowed in
-    the long list, denied further down without a capability); the denial is what is meant.
-    """
+    """The rules of a call in a filter for several tables, where it can't have an `otherwise` of its own."""
     if call.always is None:
         return call.sometimes
-    for action, _ in call.sometimes:
-        if _strictness(action) < _strictness(call.always):
-            raise SpecError(
-                "seccomp.syscalls",
-                call.name,
-                "either a rule without args or rules with args for a system call: beside the former "
-                "the latter would have no effect",
-            )
+    if call.exceptions:
+        raise SpecError(
+            "seccomp.syscalls",
+            call.name,
+            "either a rule without args or rules with args for a system call, in a profile that opens other "
+            "architectures: beside the former the latter would have no effect there",
+        )
     return [(call.always, ())]
 
 
@@ -201,7 +266,8 @@ def _add(
     result = lib.seccomp_rule_add_array(context, action, call.number, len(comparisons), conditions)
     if result == -_EEXIST:
         return
-    if result < 0 and call.name in _NEWER and action in (ALLOW, LOG):
+    newer = call.name in _NEWER or call.name in _NEWER_X86_64
+    if result < 0 and newer and action in (ALLOW, LOG):
         return  # can't be translated to a 32-bit table by a library that doesn't know it
     _checked(result, f"a rule for {call.name}")
 
@@ -226,21 +292,3 @@ def _export(lib: Any, context: Any) -> bytes:
 
 def _needs_enosys(default: int) -> bool:
     return default not in (ALLOW, LOG, ERRNO | _ENOSYS) and default & 0xFFFF0000 != TRACE
-
-
-def _newer_calls_are_missing(architecture: int, highest: int) -> bytes:
-    """Instructions to put in front: a call newer than any that the profile names is ENOSYS.
-
-    Libraries fall back to the older call on ENOSYS, but not on EPERM, so a profile written
-    before a kernel would break programs built after it. runc does the same.
-    """
-    load, jump_equal, jump_greater, jump_not_less, give_back = 0x20, 0x15, 0x25, 0x35, 0x06
-    instructions = (
-        (load, 0, 0, 4),  # seccomp_data.arch
-        (jump_equal, 0, 4, architecture),
-        (load, 0, 0, 0),  # seccomp_data.nr
-        (jump_not_less, 2, 0, _X32_BIT),
-        (jump_greater, 0, 1, highest),
-        (give_back, 0, 0, ERRNO | _ENOSYS),
-    )
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)

@@ -7,6 +7,7 @@ and architecture; here those conditions are decided and what is left is a flat l
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any
 
@@ -42,6 +43,8 @@ _OPERATORS = {
     "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }
+# Those that isobox may leave out: a program starts with one thread, and the other only takes a wall down.
+_FLAGS = ("SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW")
 # What Docker calls the machine (Go's names), and which other call tables it can run.
 _MACHINES = {
     "x86_64": ("amd64", "SCMP_ARCH_X86_64", frozenset({"x86", "x32"})),
@@ -53,6 +56,7 @@ _TOP_KEYS = frozenset(
 )
 _RULE_KEYS = frozenset("name names action errnoRet errno args comment includes excludes".split())
 _EPERM = 1
+_NUMBERS = {name: number for number, name in errno.errorcode.items()} | {"ENOTSUP": errno.ENOTSUP}
 _U64 = 1 << 64
 
 
@@ -94,6 +98,9 @@ def read(document: object, *, mask: int, machine: str, kernel: tuple[int, int]) 
     default = _action(profile, "defaultAction", "defaultErrnoRet", "seccomp")
     if profile.get("listenerPath"):
         raise _no_notify("seccomp.listenerPath", profile["listenerPath"])
+    for flag in _strings(profile.get("flags"), "seccomp.flags"):
+        if flag not in _FLAGS:
+            raise SpecError("seccomp.flags", flag, "none, or one of " + ", ".join(_FLAGS))
     rules = []
     held = frozenset(capabilities.names(mask))
     go_name = _MACHINES[machine][0] if machine in _MACHINES else machine
@@ -150,6 +157,11 @@ def _action(entry: dict[str, Any], key: str, errno_key: str, where: str) -> int:
         raise SpecError(f"{where}.{key}", name, "one of " + ", ".join(_ACTIONS))
     if action in (ERRNO, TRACE):
         value = entry.get(errno_key)
+        named = entry.get(errno_key.removesuffix("Ret"))  # containers/common writes the errno's name as well
+        if named:
+            value = _NUMBERS.get(named) if isinstance(named, str) else None
+            if value is None:
+                raise SpecError(f"{where}.{errno_key.removesuffix('Ret')}", named, "a name such as 'ENOSYS'")
         # 4095 is the largest that the kernel takes for an errno; it would cut down anything larger.
         action |= _EPERM if value is None else _integer(value, f"{where}.{errno_key}", 4096)
     return action

@@ -15,7 +15,7 @@ from isobox.security import capabilities as _capabilities
 
 _DEFAULT_PROFILE = os.path.join(os.path.dirname(__file__), "default_seccomp.json")
 _MAX_PROFILE = 4 << 20
-_FORMAT = b"isobox-seccomp 1\n"  # raise the number when the same profile compiles to something else
+_FORMAT = b"isobox-seccomp 2\n"  # raise the number when the same profile compiles to something else
 
 _compiled: dict[bytes, bytes] = {}
 _default_text: bytes | None = None
