@@ -108,7 +108,8 @@ def build(profile: Profile) -> bytes:
     Where several rules of one call hold, the strictest does, as among several filters in the kernel:
     an unconditional refusal beside any allowance, and a refusal with conditions beside an unconditional
     allowance. (Profiles in the wild do allow in a long list what they deny further down. libseccomp would
-    let the first of two unconditional rules win, and would drop a condition beside one, in silence.)
+    let the first of two unconditional rules win, and would drop a condition beside one, in silence. Which
+    of two rules with conditions wins is left to it.)
     """
     with forks.whole:  # libseccomp keeps state of its own: one thread at a time, and no fork meanwhile
         ffi, lib = _library()
