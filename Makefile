@@ -25,7 +25,7 @@ QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/te
 # Without close_range and without clone3 nothing differs but how isobox-init and programs start.
 OLDER_LANES ?= linux-5.10 close_range
 OLDER_TESTS ?= tests/kernel
-OLDER_LACKS := mount_setattr,host_folders
+OLDER_LACKS := mount_setattr,host_folders,landlock_paths,landlock_ports,landlock_scopes
 PYTEST_ARGS ?=
 
 .PHONY: demo test test-guest test-guest-systemd test-older hosts lint bench sanitize venv clean

@@ -54,6 +54,7 @@ LANES: dict[str, tuple[Missing, ...]] = {
     "openat2": call(437),  # Linux 5.6
     "close_range": call(436),  # Linux 5.9
     "mount_setattr": call(442),  # Linux 5.12
+    "landlock": (Missing(444, 446),),  # Linux 5.13
     # All that came after process_madvise: epoll_pwait2, mount_setattr, quotactl_fd, Landlock, memfd_secret,
     # process_mrelease, futex_waitv, cachestat, fchmodat2, statmount ...
     "linux-5.10": (Missing(441, LAST_CALL),),

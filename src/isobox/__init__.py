@@ -33,6 +33,7 @@ from .errors import (
     UnpackError,
     UnsupportedError,
 )
+from .landlock import Landlock
 from .process import Process
 from .result import Reason, Result
 from .rootfs.changes import Change
@@ -52,6 +53,7 @@ __all__ = [
     "IoLimit",
     "IsoboxError",
     "Killed",
+    "Landlock",
     "Mount",
     "NetworkError",
     "NonZeroExit",

@@ -70,7 +70,7 @@ class Container:
     - `mounts`: `Mount.bind`, `Mount.tmpfs` or ``"src:dst[:ro]"``.
     - `env`, `workdir`, `user`: what programs get unless an exec says otherwise.
     - `read_only`, `upper` ("memory" or "disk"), `userns` ("auto" or "host"), `cap_add`, `cap_drop`,
-      `seccomp`, `devices`, `namespaces`, `name`, `hostname`, `labels`.
+      `seccomp`, `landlock` (rules, see `Landlock`), `devices`, `namespaces`, `name`, `hostname`, `labels`.
 
     Raises `SpecError` for what makes no sense; starting raises `UnsupportedError`, `SetupError`,
     `CgroupError`, `ImageError`.

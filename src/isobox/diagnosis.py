@@ -508,6 +508,24 @@ def _walls(probes: Probes) -> Iterator[Item]:
     assert program is not None
     refused = probes.run(_USERNS, [make("NO_NEW_PRIVS"), make("SECCOMP", strings=(program,))])
     yield _tried(name, refused, "use a kernel with CONFIG_SECCOMP_FILTER", "the default profile", needed=True)
+    yield _landlock(probes)
+
+
+def _landlock(probes: Probes) -> Item:
+    name = "landlock"
+    facts = features()
+    remedy = "boot Linux 6.12 or newer, with landlock among the modules of its option lsm="
+    if not facts.landlock:
+        return Item(name, "missing", facts.why(name), remedy)
+    rules = (0xFFFF, 0x3, 0x3) if facts.landlock_scopes else (0x1, 0, 0)
+    ops = [make("NO_NEW_PRIVS"), make("LANDLOCK_RULESET", *rules), make("LANDLOCK_RESTRICT", 1)]
+    refused = probes.run(_USERNS, ops)
+    if refused is not None or facts.landlock_scopes:
+        return _tried(name, refused, remedy, f"version {facts.landlock_abi} of its ABI")
+    kinds = {"landlock_paths": "paths", "landlock_ports": "TCP ports"}
+    some = [what for fact, what in kinds.items() if getattr(facts, fact)]
+    there = f"{facts.why('landlock_scopes')}: rules for {' and '.join(some) or 'nothing that isobox offers'}"
+    return Item(name, "degraded", f"{there}; no scopes", remedy)
 
 
 def _container() -> Item:

@@ -25,6 +25,7 @@ def explain(spec: ContainerSpec, ops: list[Op], launched: Launched | None) -> st
         "limits      " + ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None),
         f"network     {spec.network}",
         f"userns      {spec.userns}",
+        f"landlock    {spec.landlock}",
         "devices     " + ", ".join([*(f"/dev/{name}" for name in DEVICES), "/dev/pts", *spec.devices]),
     ]
     if launched is not None:

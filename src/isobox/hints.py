@@ -51,7 +51,9 @@ _HINTS: dict[tuple[str, int], str] = {
         "EXEC",
         errno.ENOENT,
     ): "No such program in the container; a script's interpreter or a dynamic loader counts too",
-    ("EXEC", errno.EACCES): "The file is not executable, or a directory on the way is closed to this user",
+    ("EXEC", errno.EACCES): (
+        "The file is not executable, a directory on the way is closed to this user, or landlock= forbids it"
+    ),
     ("EXEC", errno.ENOEXEC): "Not a program: a script needs a first line such as '#!/bin/sh'",
     (
         "EXEC",
@@ -67,6 +69,10 @@ _HINTS: dict[tuple[str, int], str] = {
         "Before Linux 6.8 the paths of an overlay's layers may have 255 characters together: "
         "give the image or ISOBOX_STATE_DIR a shorter path"
     ),
+    ("LANDLOCK_PATH", errno.ENOENT): "A path of landlock= has to be there when the container starts",
+    ("LANDLOCK_PATH", errno.ELOOP): "A path of landlock= may not lead through /proc/PID/root and the like",
+    ("LANDLOCK_PORT", errno.EAFNOSUPPORT): "The kernel was built without TCP",
+    ("LANDLOCK_RESTRICT", errno.E2BIG): "Landlock's domains are nested too deep (16 at most)",
     ("JOIN_CGROUP", errno.EAGAIN): "The pids limit is reached",
     ("IDS", errno.EAGAIN): "The limit on processes of this user is reached",
     ("KEYRING", errno.EDQUOT): "This user has too many keyrings: raise sysctl kernel.keys.maxkeys",

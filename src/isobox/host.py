@@ -43,7 +43,10 @@ SINCE: Final[dict[str, tuple[tuple[int, int], str]]] = {
     "pids_peak": ((6, 1), "the file pids.peak"),
     "idmapped_tmpfs": ((6, 3), "idmapped mounts of tmpfs"),
     "tmpfs_xattrs": ((6, 6), "removals of an image's directories with changes in memory"),
+    "landlock_paths": ((6, 2), "Landlock's rules for paths"),
+    "landlock_ports": ((6, 7), "Landlock's rules for TCP ports"),
     "lowerdir_plus": ((6, 8), "overlay layers given one by one"),
+    "landlock_scopes": ((6, 12), "Landlock's scopes"),
     "layer_fds": ((6, 13), "overlay layers given as descriptors"),
 }
 """Facts that follow from the kernel's version: since when, and what it is (docs/reference/kernels.md)."""
@@ -54,6 +57,9 @@ CALLS: Final[dict[str, tuple[int, ...]]] = {
     "openat2": (437,),
     "close_range": (436,),
     "mount_setattr": (442,),
+    "landlock_paths": (444,),
+    "landlock_ports": (444,),
+    "landlock_scopes": (444,),
 }
 """The system calls of those facts: pidfd_open; open_tree, move_mount, fsopen, fsconfig, fsmount; and so on.
 
@@ -313,10 +319,37 @@ class HostFeatures:
         names = idmap.read_text("/sys/kernel/security/lsm").strip()
         return frozenset(names.split(",")) if names else None
 
+    @kept
+    def landlock_abi(self) -> int:
+        """The version of Landlock's ABI; 0 without Landlock, or where a seccomp filter hides it."""
+        return max(self._landlock_answer, 0)
+
+    @kept
+    def _landlock_answer(self) -> int:
+        try:
+            return _native.landlock_abi()
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
     @property
     def landlock(self) -> bool:
-        """The Landlock security module is in use (False where that can't be read)."""
-        return "landlock" in (self.security_modules or ())
+        """Landlock is in use, of whatever version."""
+        return self.landlock_abi > 0
+
+    @property
+    def landlock_paths(self) -> bool:
+        """Landlock restricts paths, writing with truncation."""
+        return self.landlock_abi >= 3
+
+    @property
+    def landlock_ports(self) -> bool:
+        """Landlock restricts TCP ports."""
+        return self.landlock_abi >= 4
+
+    @property
+    def landlock_scopes(self) -> bool:
+        """Landlock scopes abstract UNIX sockets and signals."""
+        return self.landlock_abi >= 6
 
     @kept
     def pressure(self) -> bool:
@@ -405,6 +438,8 @@ class HostFeatures:
             from isobox.cgroups.scope import why_no_manager
 
             return why_no_manager()
+        if name.startswith("landlock"):
+            return self._why_landlock()
         if name == "user_namespaces":
             return self._userns_obstacle
         if name == "overlay":
@@ -425,6 +460,13 @@ class HostFeatures:
                     return self._why_missing(needed)
             return "only the machine's root can make them"
         return _WHY.get(name, "")
+
+    def _why_landlock(self) -> str:
+        if self.landlock_abi:
+            return f"this kernel, {self.release}, has version {self.landlock_abi} of Landlock's ABI"
+        if self._landlock_answer == -errno.EOPNOTSUPP:
+            return "Landlock is built in, but not among the modules that the kernel was started with (lsm=)"
+        return "the kernel was built without Landlock, or a seccomp filter keeps it from this process"
 
     def _why_missing(self, name: str) -> str:
         """Why `since` says no."""
@@ -454,7 +496,6 @@ _WHY: Final = {
     "time_namespaces": "the kernel was built without time namespaces",
     "seccomp": "the kernel was built without seccomp filters",
     "memfd_exec": "the setting vm.memfd_noexec is 2",
-    "landlock": "the kernel doesn't list it in /sys/kernel/security/lsm",
     "pressure": "the kernel was built without PSI, or started with psi=0",
     "swap": "there is no swap space",
     "zstd": "the Python package zstandard is not installed",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any, Literal, TypeAlias, TypedDict
 
 from .checks import Namespace
+from .landlock import Landlock
 from .spec import IoLimit, Mount
 
 Size: TypeAlias = "int | str"
@@ -44,6 +45,7 @@ class ContainerOptions(TypedDict, total=False):
     cap_add: Iterable[str]
     cap_drop: Iterable[str]
     seccomp: Path | Mapping[str, Any] | None
+    landlock: Landlock | Literal["default"] | None
     devices: Iterable[Path]
     namespaces: Mapping[str, Namespace] | None
 

@@ -147,13 +147,13 @@ class Programs:
             if self._filtering is not None:
                 return
             self._filtering = False
-        if launched.seccomp is None or self.spec.seccomp != "default" or not launched.group.present:
+        if self.spec.seccomp != "default" or not launched.group.present:
             return
         if launched.group.unified:  # clone(2), all that the filter allows, can't start one in a group
             return
         if pids is None or pids >= _FEW_PIDS:
             with contextlib.suppress(OSError):
-                self.control.filter(filter_plan(launched.seccomp))
+                self.control.filter(filter_plan(launched.filters))
                 self._filtering = True
 
     def _make_template(self, spec: ExecSpec, joins: int) -> ExecTemplate:
@@ -168,9 +168,10 @@ class Programs:
             user=user,
             groups_allowed=launched.id_map is None or not launched.id_map.deny_setgroups,
             rlimits=launched.rlimits,
-            seccomp=None if filtered else launched.seccomp,
+            filters=() if filtered else launched.filters,
             workdir=spec.workdir or settings.workdir or "/",
             tty=spec.tty,
+            landlock=launched.landlock,
             # Without a user namespace of its own, what hides the machine's settings lies over the old one.
             own_proc=None
             if launched.group.present or launched.id_map is None

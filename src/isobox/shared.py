@@ -87,6 +87,7 @@ class Shared:
         self.no_userns_overlays = facts.why("overlay_in_userns")
         self.no_host_folders = facts.why("host_folders")
         self.sysctls = _halves()
+        self.landlock_abi = facts.landlock_abi
         self.owner = runtime.current()
         self.groups = cgroups.Groups(cgroups.discover(), self.owner.id)
         self.owner.collect_once(self.groups.collect)

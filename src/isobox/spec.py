@@ -15,6 +15,8 @@ from attrs import Factory, evolve, frozen
 from . import checks
 from .checks import NAMESPACES, RLIMITS, UNLIMITED, Namespace
 from .errors import SpecError
+from .landlock import Landlock
+from .landlock import check as check_landlock
 from .units import (
     format_cpuset,
     parse_cpu,
@@ -231,6 +233,7 @@ class ContainerSpec:
     cap_add: frozenset[str] = frozenset()
     cap_drop: frozenset[str] = frozenset()
     seccomp: str | dict[str, Any] | None = "default"
+    landlock: Landlock | Literal["default"] | None = "default"
     devices: tuple[str, ...] = ()
     namespaces: dict[str, Namespace] = Factory(NAMESPACES.copy)
 
@@ -263,6 +266,7 @@ class ContainerSpec:
         cap_add: Iterable[str] = (),
         cap_drop: Iterable[str] = (),
         seccomp: Path | Mapping[str, Any] | None = "default",
+        landlock: Landlock | Literal["default"] | None = "default",
         devices: Iterable[Path] = (),
         namespaces: Mapping[str, Namespace] | None = None,
     ) -> ContainerSpec:
@@ -302,6 +306,7 @@ class ContainerSpec:
             frozenset() if cap_add is _NOTHING else checks.capabilities(cap_add, "cap_add"),
             frozenset() if cap_drop is _NOTHING else checks.capabilities(cap_drop, "cap_drop"),
             seccomp if seccomp is None or seccomp == "default" else checks.seccomp(seccomp),
+            check_landlock(landlock),
             () if devices is _NOTHING else checks.devices(devices),
             NAMESPACES.copy() if namespaces is None else checks.namespaces(namespaces),
         )

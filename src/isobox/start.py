@@ -29,7 +29,7 @@ from .rootfs.layers import Rootfs
 from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
 from .runtime import data_dir
-from .security import capabilities, seccomp
+from .security import capabilities, landlock, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
 from .spec import ContainerSpec, Mount
@@ -44,7 +44,8 @@ class Launched:
     group: Group
     ops: list[Op]
     capabilities: int
-    seccomp: bytes | None
+    filters: tuple[bytes, ...]
+    landlock: bool
     rlimits: dict[int, tuple[int, int]]
     rootfs: Rootfs
 
@@ -120,7 +121,8 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
             shell.unmount_at_end()
         table.fds.extend(group.join_fds)
         mounts = _bound(spec, shell, table) if shared.root else []
-        ops = setup_plan(_own(spec, rootfs, group.join_fds, group.unified, mounts, container_id))
+        own = _own(spec, shared, rootfs, group.join_fds, group.unified, mounts, container_id)
+        ops = setup_plan(own)
     try:
         reply = shell.control.setup(encode(ops), table.fds)
     finally:
@@ -129,7 +131,23 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
     if reply.kind != _native.READY:
         ops = shell.ops if reply.status == _native.PREPARE else ops
         raise _refused(spec, rootfs, ops, reply) or _setup_error(ops, reply, group)
-    return Launched(container_id, shell, group, [*shell.ops, *ops], mask, program, rlimits, rootfs)
+    return Launched(
+        container_id,
+        shell,
+        group,
+        [*shell.ops, *ops],
+        mask,
+        _filters(own.landlock, program),
+        own.landlock is not None,
+        rlimits,
+        rootfs,
+    )
+
+
+def _filters(rules: landlock.Ruleset | None, program: bytes | None) -> tuple[bytes, ...]:
+    """The container's own last: it may forbid to install another."""
+    ports = (landlock.port_filter(os.uname().machine),) if rules is not None and rules.net else ()
+    return ports if program is None else (*ports, program)
 
 
 def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stack: ExitStack) -> Wanted:
@@ -160,6 +178,7 @@ def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stac
 
 def _own(
     spec: ContainerSpec,
+    shared: Shared,
     rootfs: Rootfs,
     join_fds: Sequence[int],
     unified: bool,
@@ -174,6 +193,8 @@ def _own(
         late_namespaces=late_namespaces(spec.namespaces, unified),
         mounts=mounts,
         read_only=_in_sight(rootfs, spec.mounts) if spec.read_only else (),
+        scoped=landlock.container_scope(spec.landlock, spec.network, shared.landlock_abi),
+        landlock=landlock.ruleset(spec.landlock, shared.landlock_abi),
     )
 
 
@@ -207,7 +228,7 @@ def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
         wanted = _wanted(spec, shared, rootfs, mask, stack)
         mounts = _placed(spec.mounts) if shared.root else ()
-        own = _own(spec, rootfs, (), shared.groups.unified, mounts, "0" * 12)
+        own = _own(spec, shared, rootfs, (), shared.groups.unified, mounts, "0" * 12)
         return [*shell_plan(wanted, shared), *setup_plan(own)]
 
 
@@ -241,6 +262,7 @@ def _refuse(spec: ContainerSpec, shared: Shared) -> None:
             shared.no_host_folders,
             'boot Linux 5.19 or newer, or use userns="host"',
         )
+    landlock.ruleset(spec.landlock, shared.landlock_abi)
     if spec.disk is not None and spec.upper == "disk":
         raise UnsupportedError(
             'disk with upper="disk"',

@@ -122,6 +122,40 @@ def test_the_error_names_the_version(lane: str, code: int) -> None:
     assert found["left"] == []
 
 
+LANDLOCK = """
+rules = {"write": ["/tmp"], "connect_tcp": [443], "ioctl_dev": [], "scope": ["signal"]}
+for name, value in rules.items():
+    try:
+        isobox.run(["true"], landlock=isobox.Landlock(**{name: value}))
+    except isobox.UnsupportedError as error:
+        found[name] = [error.feature, error.why, error.remedy]
+found["without"] = isobox.run(["true"], network="host").returncode
+item = isobox.doctor()["landlock"]
+found["doctor"] = [item.status, item.why, item.remedy]
+facts = isobox.host.features()
+found["facts"] = [facts.landlock, facts.landlock_paths, facts.landlock_scopes, facts.why("landlock_scopes")]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+@pytest.mark.parametrize("lane", ["landlock", "linux-5.10"])
+def test_rules_of_landlock_are_refused(lane: str, code: int) -> None:
+    """EOPNOTSUPP: it is built in, but switched off."""
+    if lane == "linux-5.10" and code != errno.ENOSYS:
+        pytest.skip("such a kernel has none of its calls")
+    found = run(LANDLOCK, lane, code)
+    for name, version in (("write", "6.2"), ("connect_tcp", "6.7"), ("ioctl_dev", "6.10"), ("scope", "6.12")):
+        feature, why, remedy = found[name]
+        assert feature == f"landlock.{name}" and f"Linux {version}" in why and f"Linux {version}" in remedy
+        assert "lsm=" in remedy and name in remedy
+    assert found["without"] == 0
+    status, why, remedy = found["doctor"]
+    assert status == "missing" and "Landlock" in why and "6.12" in remedy
+    assert ("lsm=" in why) == (code == errno.EOPNOTSUPP)
+    assert found["facts"][:3] == [False] * 3 and found["facts"][3]
+
+
 @pytest.fixture(scope="module")
 def usual() -> dict[str, Any]:
     found = run(WORKS, "")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from isobox import IoLimit, Mount, Result, Usage
+from isobox import IoLimit, Landlock, Mount, Result, Usage
 from isobox.cli import main, report, run, status
 from isobox.cli.options import container_arguments, environment
 from isobox.errors import ExecError, SpecError
@@ -64,6 +64,35 @@ def test_docker_s_names() -> None:
         "labels": {"a": "b", "c": "d=e"},
         "namespaces": {"ipc": "host"},
     }
+
+
+def test_landlock() -> None:
+    given = [
+        "read=/usr,/etc",
+        "connect-tcp=443,80",
+        "bind-tcp=",
+        "read=/lib",
+        "ioctl-dev=/dev",
+        "scope=signal",
+    ]
+    assert parsed(*(word for text in given for word in ("--landlock", text))) == {
+        "landlock": Landlock(
+            read=["/usr", "/etc", "/lib"],
+            ioctl_dev=["/dev"],
+            connect_tcp=[443, 80],
+            bind_tcp=[],
+            scope=["signal"],
+        )
+    }
+    assert parsed("--landlock", "none") == {"landlock": None}
+    for wrong in ("", "/usr", "none=", "connect_tcp=80", "look=/usr"):
+        with pytest.raises(click.BadParameter, match="connect-tcp"):
+            parsed("--landlock", wrong)
+    with pytest.raises(click.BadParameter, match="expected none"):
+        parsed("--landlock", "read=/", "--landlock", "none")
+    for wrong in ("connect-tcp=http", "read=usr", "scope=all"):
+        with pytest.raises(SpecError, match="landlock"):
+            parsed("--landlock", wrong)
 
 
 def test_huge_pages() -> None:

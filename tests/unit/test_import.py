@@ -40,6 +40,7 @@ PUBLIC = {
     "IoLimit",
     "IsoboxError",
     "Killed",
+    "Landlock",
     "Mount",
     "NetworkError",
     "NonZeroExit",

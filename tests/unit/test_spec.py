@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import SpecError
+from isobox.landlock import Landlock
 from isobox.spec import UNLIMITED, ContainerSpec, ExecSpec, IoLimit, Limits, Mount
 
 NAN = float("nan")
@@ -28,6 +29,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert spec.upper == "memory"
     assert spec.userns == "auto"
     assert spec.seccomp == "default"
+    assert spec.landlock == "default"
     assert spec.namespaces["pid"] == "private"
     assert spec.namespaces["time"] == "host"
 
@@ -59,6 +61,7 @@ def test_everything_given_is_kept_in_one_form(tmp_path: Path) -> None:
         cap_add=["net_admin", "CAP_NET_ADMIN", "CAP_SYS_PTRACE"],
         cap_drop=("ALL",),
         seccomp=tmp_path / "profile.json",
+        landlock=Landlock(write=["/tmp/", "/tmp"]),
         devices=["/dev/fuse", "/dev/fuse"],
         namespaces={"ipc": "host"},
     )
@@ -85,6 +88,7 @@ def test_everything_given_is_kept_in_one_form(tmp_path: Path) -> None:
     assert spec.cap_add == {"CAP_NET_ADMIN", "CAP_SYS_PTRACE"}
     assert spec.cap_drop == {"ALL"}
     assert spec.seccomp == str(tmp_path / "profile.json")
+    assert spec.landlock == Landlock(write=["/tmp"])
     assert spec.devices == ("/dev/fuse",)
     assert spec.namespaces["ipc"] == "host"
     assert pickle.loads(pickle.dumps(spec)) == spec
@@ -102,6 +106,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("cpu", 1e300, "cpu"),
     ("cpu", 1 + 1j, "cpu"),
     ("cpu", [1], "cpu"),
+    ("landlock", "none", "landlock"),
+    ("landlock", {"read": ["/usr"]}, "landlock"),
+    ("landlock", ["/usr"], "landlock"),
     ("cpu_weight", 0, "cpu_weight"),
     ("cpu_weight", 10001, "cpu_weight"),
     ("cpu_weight", 1.5, "cpu_weight"),

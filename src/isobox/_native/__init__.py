@@ -310,3 +310,8 @@ def attach_device_program(group_fd: int, program_fd: int) -> None:
 def try_call(number: int) -> int:
     """Return the errno of a system call that takes flags, called so that it can do nothing: ENOSYS, say."""
     return -int(_lib.isobox_try_call(number))
+
+
+def landlock_abi() -> int:
+    """The version of the kernel's Landlock. Raises OSError: ENOSYS without it, EOPNOTSUPP where it is off."""
+    return _check(_lib.isobox_landlock_abi())

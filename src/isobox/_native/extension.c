@@ -123,7 +123,7 @@ __attribute__((no_sanitize("address", "undefined"))) static void newborn_main(vo
     if (failed < 0)
         fail(self, ISOBOX_SPAWN_DESCRIPTORS, failed);
     /* A host program may hold descriptors without CLOEXEC: none of them may come along. */
-    failed = isobox_close_from(ISOBOX_FD_OWNER + 2);
+    failed = isobox_close_from(ISOBOX_FD_OWNER + 2, -1);
     if (failed < 0)
         fail(self, ISOBOX_SPAWN_DESCRIPTORS, failed);
     failed = SYS5(__NR_execveat, ISOBOX_FD_OWNER + 1, "", argv, envp, AT_EMPTY_PATH);
@@ -499,6 +499,13 @@ int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int user
 int isobox_try_call(long number)
 {
     return syscall(number, -1L, -1L, -1L, -1L, -1L, -1L) < 0 ? -errno : 0;
+}
+
+/* The version of Landlock's ABI, or a negative errno: LANDLOCK_CREATE_RULESET_VERSION in landlock(7). */
+int isobox_landlock_abi(void)
+{
+    int version = (int)syscall(444, (void *)0, (size_t)0, 1U);
+    return version < 0 ? -errno : version;
 }
 
 /* A detached tmpfs; its owner in every sense is the caller. */

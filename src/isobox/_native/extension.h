@@ -17,6 +17,7 @@ void isobox_pump_close(struct isobox_pump *pump);
 int isobox_clone_tree(int dirfd, const char *path, int recursive);
 int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int userns_fd);
 int isobox_try_call(long number);
+int isobox_landlock_abi(void);
 int isobox_new_tmpfs(const char *size, const char *mode);
 int isobox_load_device_program(const unsigned char *code, unsigned long size);
 int isobox_attach_device_program(int group_fd, int program_fd);

@@ -301,7 +301,7 @@ static void keeper_main(void *nothing)
 {
     const uint64_t child = 1ull << (SIGCHLD_ - 1);
     (void)nothing;
-    isobox_close_from(0);
+    isobox_close_from(0, -1);
     for (;;) {
         SYS4(__NR_rt_sigtimedwait, &child, 0, 0, sizeof child);
         while (SYS4(__NR_wait4, -1, 0, WNOHANG_, 0) > 0)

@@ -102,6 +102,10 @@ enum isobox_op_code {
     ISOBOX_OP_EXEC = 35,           /* str0: file, str1: PATH, str2: room for pointers, str3: argv, str4: env; arg0, arg1: counts */
     ISOBOX_OP_MKNOD = 36,          /* str0: path; arg0: mode, arg1: as MKDIR's, arg2: device */
     ISOBOX_OP_KEYRING = 37,        /* an empty session keyring */
+    ISOBOX_OP_LANDLOCK_RULESET = 38,  /* arg0: LANDLOCK_ACCESS_FS_*, arg1: _NET_*, arg2: LANDLOCK_SCOPE_*; it stays in hand */
+    ISOBOX_OP_LANDLOCK_PATH = 39,     /* str0: path inside, after PIVOT; arg0: LANDLOCK_ACCESS_FS_* allowed beneath */
+    ISOBOX_OP_LANDLOCK_PORT = 40,     /* arg0: LANDLOCK_ACCESS_NET_* allowed, arg1: port */
+    ISOBOX_OP_LANDLOCK_RESTRICT = 41, /* takes the ruleset in hand on; arg0: 1 = and drops it */
 };
 
 /* Every answer of isobox-init, on the control socket and on an exec's status pipe. */

@@ -490,7 +490,7 @@ static long op_streams(struct isobox_run *run, struct decoded *op)
             return failed;
     }
     /* All are close-on-exec; but the name of the program may be a link that goes through one of them. */
-    return isobox_close_from(3);
+    return isobox_close_from(3, isobox_ruleset);
 }
 
 /* Fills the room for pointers with the addresses of `count` strings packed in `packed`. */
@@ -609,6 +609,10 @@ static long run_op(struct isobox_run *run, struct decoded *op)
     case ISOBOX_OP_TERMINAL: return op_terminal(op);
     case ISOBOX_OP_STREAMS: return op_streams(run, op);
     case ISOBOX_OP_EXEC: return op_exec(op);
+    case ISOBOX_OP_LANDLOCK_RULESET: return isobox_landlock_ruleset(arg[0], arg[1], arg[2]);
+    case ISOBOX_OP_LANDLOCK_PATH: return isobox_landlock_path(op->str[0], arg[0]);
+    case ISOBOX_OP_LANDLOCK_PORT: return isobox_landlock_port(arg[0], arg[1]);
+    case ISOBOX_OP_LANDLOCK_RESTRICT: return isobox_landlock_restrict(arg[0] != 0);
     default: return -EBADMSG_;
     }
 }

@@ -1,4 +1,5 @@
-/* isobox-init's parts: init.c (PID 1: requests, reaping), ops.c (carrying out a plan), remount.c. */
+/* isobox-init's parts: init.c (PID 1: requests, reaping), ops.c (carrying out a plan), remount.c,
+ * landlock.c. */
 #ifndef ISOBOX_OPS_H
 #define ISOBOX_OPS_H
 
@@ -22,6 +23,13 @@ long isobox_run_ops(struct isobox_run *run);
 
 /* Sets MOUNT_ATTR_* (RDONLY, NOSUID, NODEV, NOEXEC) on an attached mount, and on all below it, by mount(2). */
 long isobox_remount(int tree, long long attributes, int recursive);
+
+/* The ruleset in hand, -1: made and filled by a setup, taken on by the programs; see the ops LANDLOCK_*. */
+extern int isobox_ruleset;
+long isobox_landlock_ruleset(long long fs, long long net, long long scoped);
+long isobox_landlock_path(const char *path, long long access);
+long isobox_landlock_port(long long access, long long port);
+long isobox_landlock_restrict(int drop);
 
 /* Directories that file requests may start from: index 0 is "/" and is not stored. */
 extern int isobox_bases[ISOBOX_BASES_MAX];

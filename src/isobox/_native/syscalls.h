@@ -22,6 +22,15 @@
 #ifndef __NR_mount_setattr
 #define __NR_mount_setattr 442
 #endif
+#ifndef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#endif
+#ifndef __NR_landlock_add_rule
+#define __NR_landlock_add_rule 445
+#endif
+#ifndef __NR_landlock_restrict_self
+#define __NR_landlock_restrict_self 446
+#endif
 
 struct isobox_clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
@@ -187,12 +196,18 @@ isobox_clone_into(int cgroup_fd, uint64_t flags, unsigned char *stack, unsigned 
     return isobox_clone3(&args, entry, arg);
 }
 
-/* Closes every descriptor from `first` on. Without close_range (Linux 5.9) by what /proc lists. */
-__attribute__((no_sanitize("address", "undefined"), unused)) static long isobox_close_from(long first)
+/* Closes every descriptor from `first` on, but for `spared` (-1: none). Without close_range (Linux 5.9) by
+ * what /proc lists. */
+__attribute__((no_sanitize("address", "undefined"), unused)) static long
+isobox_close_from(long first, long spared)
 {
     enum { HEAD = 19 }; /* of a struct linux_dirent64: two 64-bit numbers, its size, a type; then its name */
     unsigned char entries[1024] __attribute__((aligned(8)));
-    long failed = SYS3(__NR_close_range, first, ~0U, 0);
+    long failed = 0;
+    if (spared > first)
+        failed = SYS3(__NR_close_range, first, spared - 1, 0);
+    if (failed == 0)
+        failed = SYS3(__NR_close_range, spared >= first ? spared + 1 : first, ~0U, 0);
     if (failed == 0)
         return 0;
     long listing = SYS4(__NR_openat, -100 /* AT_FDCWD */, "/proc/self/fd", 02000000 /* O_CLOEXEC */, 0);
@@ -211,7 +226,7 @@ __attribute__((no_sanitize("address", "undefined"), unused)) static long isobox_
                 continue; /* "." and ".." */
             for (; *name; name++)
                 fd = fd * 10 + (*name - '0');
-            if (fd >= first && fd != listing)
+            if (fd >= first && fd != spared && fd != listing)
                 SYS1(__NR_close, fd);
         }
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from isobox import IoLimit, Mount
+from isobox import IoLimit, Landlock, Mount
 from isobox.cli.sections import option, together
 
 _LIMITS = "Limits"
@@ -189,6 +189,13 @@ container_options = together(
         section=_ISOLATION,
         help="A profile in Docker's JSON format, or unconfined.",
     ),
+    option(
+        "--landlock",
+        metavar="NAME=VALUE[,VALUE...]",
+        multiple=True,
+        section=_ISOLATION,
+        help="Paths to read, write, execute, ioctl-dev; ports to connect-tcp, bind-tcp; scope. Or none.",
+    ),
     option("--device", metavar="PATH", multiple=True, section=_ISOLATION, help="Device node to allow."),
 )
 
@@ -222,6 +229,8 @@ def container_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     if given["pids_limit"] is not None:
         arguments["pids"] = None if given["pids_limit"] in (0, -1) else given["pids_limit"]
     arguments.update(_security(given["security_opt"]))
+    if given["landlock"]:
+        arguments["landlock"] = _landlock(given["landlock"])
     lists = {
         "rlimits": dict(_ulimit(text) for text in given["ulimit"]),
         "io": _io(given),
@@ -290,6 +299,25 @@ def _security(options: Iterable[str]) -> dict[str, Any]:
                 param_hint="--security-opt",
             )
     return arguments
+
+
+def _landlock(texts: Iterable[str]) -> Landlock | None:
+    if list(texts) == ["none"]:
+        return None
+    names = ("read", "write", "execute", "ioctl-dev", "connect-tcp", "bind-tcp", "scope")
+    rules: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or name not in names:
+            raise click.BadParameter(
+                f"{text!r}: expected none, or such as write=/dev,/tmp; the names are {', '.join(names)}",
+                param_hint="--landlock",
+            )
+        kept = rules.setdefault(name.replace("-", "_"), [])
+        kept += [
+            _limit(value) if name.endswith("tcp") else value for value in filter(None, values.split(","))
+        ]
+    return Landlock(**rules)
 
 
 def _ulimit(text: str) -> tuple[str, tuple[int | str, int | str]]:

@@ -41,14 +41,16 @@ def exec_ops(
     user: User,
     groups_allowed: bool,
     rlimits: Mapping[int, tuple[int, int]],
-    seccomp: bytes | None,
+    filters: Sequence[bytes],
     workdir: str,
     tty: bool,
+    landlock: bool = False,
     own_proc: Covers | None = None,
     own_cgroupns: bool = False,
 ) -> list[Op]:
     """Return the ops of an exec up to the execve. `joins`: descriptors of cgroups to join, v1.
 
+    `landlock`: the setup made a ruleset; `filters`: seccomp's, in their order.
     `own_proc`: the exec has a PID namespace of its own, and /proc is to show its pids; what of it is covered.
     `own_cgroupns`: init has none, and the exec gets one whose root is its own group.
     """
@@ -80,18 +82,18 @@ def exec_ops(
         ops.append(make("CAPABILITIES", 0, note="none"))
     if workdir != "/":
         ops.append(make("CHDIR", strings=(workdir.encode("utf-8", "surrogateescape"),)))
-    if seccomp is not None:
-        ops.append(_seccomp(seccomp))
-    return ops
+    if landlock:
+        ops.append(make("LANDLOCK_RESTRICT", 0, note="a domain of its own"))  # mounts nothing from here on
+    return ops + [_seccomp(program) for program in filters]
 
 
 def _seccomp(program: bytes) -> Op:
     return make("SECCOMP", strings=(program,), note=f"{len(program) // 8} instructions")
 
 
-def filter_plan(seccomp: bytes) -> bytes:
-    """Return the plan that puts a thread of isobox-init under the filter."""
-    return encode([_seccomp(seccomp)])
+def filter_plan(filters: Sequence[bytes]) -> bytes:
+    """Return the plan that puts a thread of isobox-init under the filters."""
+    return encode([_seccomp(program) for program in filters])
 
 
 def exec_op(args: Sequence[bytes], env: Mapping[str, str]) -> Op:

@@ -14,6 +14,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from ..rootfs.layers import Directory, Link, Rootfs, Tree
+from ..security.landlock import CONNECT_TCP, Ruleset, allowed
 from ..security.paths import Covers
 from ..spec import Mount
 from .covers import HOST_PATH, OPEN_TREE_CLONE, cover_ops
@@ -102,13 +103,18 @@ class Shape:
 
 @frozen
 class Setup:
-    """What the second part is made from: the container's own. The sources of `mounts` are descriptors."""
+    """What the second part is made from: the container's own. The sources of `mounts` are descriptors.
+
+    `scoped`: LANDLOCK_SCOPE_* for init and all that it starts; `landlock`: what its programs take on.
+    """
 
     hostname: str | None
     join_fds: Sequence[int]
     late_namespaces: int
     mounts: Sequence[Placed]
     read_only: Sequence[str]
+    scoped: int = 0
+    landlock: Ruleset | None = None
 
 
 @define
@@ -203,7 +209,25 @@ def setup_plan(setup: Setup) -> list[Op]:
     for target in setup.read_only:
         stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=(target,))
         stage.add("SETATTR", ATTR_RDONLY, 0, note="read-only")
+    _landlock(stage, setup.scoped, setup.landlock)
     return stage.ops
+
+
+def _landlock(stage: _Stage, scoped: int, rules: Ruleset | None) -> None:
+    if scoped:
+        # On init itself: it costs its programs nothing, and to them the container is one. Not so with rules
+        # for paths, under which init could mount nothing and serve no files.
+        stage.add("LANDLOCK_RULESET", 0, 0, scoped, note=f"scopes {scoped:#x}")
+        stage.add("LANDLOCK_RESTRICT", 1, note="the container as a whole")
+    if rules is None:
+        return
+    note = f"for each program: fs {rules.fs:#x}, net {rules.net:#x}, scopes {rules.scoped:#x}"
+    stage.add("LANDLOCK_RULESET", rules.fs, rules.net, rules.scoped, note=note)
+    for path, access in rules.paths:
+        stage.add("LANDLOCK_PATH", access, strings=(path,), note=allowed(access))
+    for port, access in rules.ports:
+        kinds = "bind" * (access != CONNECT_TCP), "connect" * bool(access & CONNECT_TCP)
+        stage.add("LANDLOCK_PORT", access, port, note=f"TCP {port}: {', '.join(filter(None, kinds))}")
 
 
 def _cpu_mask(cpus: Iterable[int]) -> bytes:
