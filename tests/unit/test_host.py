@@ -87,7 +87,7 @@ def test_an_old_kernel_says_what_it_lacks() -> None:
     assert old.open_tree and not old.openat2 and not old.overlay and not old.lowerdir_plus
     assert old.why("lowerdir_plus") == "overlay layers given one by one need Linux 6.8, this is 5.4.0-1"
     assert "5.11" in old.why("overlay")
-    for name in SINCE:
+    for name in SINCE.keys() - old.unanswered:  # these the kernel may be built without
         assert evolve(old, kernel=SINCE[name][0]).since(name)
         elsewhere = ("idmapped_", "landlock_")  # it takes more than the version
         assert evolve(old, kernel=SINCE[name][0]).why(name) == "" or name.startswith(elsewhere)

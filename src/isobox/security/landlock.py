@@ -1,6 +1,6 @@
 """Landlock's rules as the kernel takes them: masks and numbers, made from what was asked.
 
-Landlock says nothing of TCP connections that a program makes with MSG_FASTOPEN, by Multipath TCP or by
+Many kernels' Landlock does not see TCP connections that are made with MSG_FASTOPEN, by Multipath TCP or by
 SMC. So where ports are restricted, a small seccomp filter (`port_filter`) refuses these ways.
 """
 
