@@ -21,7 +21,7 @@ SANITIZE_TESTS ?= tests/unit tests/kernel
 QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/test_doctor.py::test_here \
     tests/kernel/test_doctor.py::test_all_limits_work_for_root tests/kernel/test_namespaces.py \
     tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py tests/kernel/test_features.py \
-    tests/kernel/test_meaning.py tests/kernel/test_devices.py tests/kernel/test_landlock.py
+    tests/kernel/test_meaning.py tests/kernel/test_devices.py tests/kernel/test_landlock.py::TestScopes
 # Without close_range and without clone3 nothing differs but how isobox-init and programs start.
 OLDER_LANES ?= linux-5.10 close_range
 OLDER_TESTS ?= tests/kernel

@@ -113,6 +113,8 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
             spec.limits, id=container_id, bundle=shell.bundle, devices=_held_to(spec, mask, shared)
         )
         stack.callback(group.close)
+        if not group.present and shell.id_map is not None:
+            landlock.refuse_proc(spec.landlock)
         if group.unified and shell.id_map is not None:
             group.let_start(shell.id_map.root_uid)
         program = seccomp.compile(spec.seccomp, capabilities=mask, cache=shared.seccomp_cache)

@@ -19,6 +19,7 @@ from isobox.plan.ops import describe, encode, make
 from isobox.plan.setup import Setup, setup_plan
 from isobox.security import landlock
 from isobox.security.landlock import Ruleset, container_scope, port_filter, ruleset
+from isobox.security.paths import Covers
 
 NEWEST = 7
 
@@ -109,6 +110,13 @@ class TestRuleset:
             assert f"boot Linux {version} " in error.remedy
             assert (f"with ABI {older}" if older else "does not offer Landlock") in error.why
 
+    def test_paths_in_proc(self) -> None:
+        for wrong in (Landlock(read=["/proc"]), Landlock(write=["/", "/tmp"], execute=["/proc/self"])):
+            with pytest.raises(UnsupportedError, match="cgroups"):
+                landlock.refuse_proc(wrong)
+        for right in (None, "default", Landlock(read=["/proc", "/"], write=["/processes"], scope=["signal"])):
+            landlock.refuse_proc(right)  # type: ignore[arg-type]
+
     def test_the_containers_own_scope(self) -> None:
         for value in ("default", Landlock(write=[])):
             assert container_scope(value, "host", 6) == 1  # type: ignore[arg-type]
@@ -137,7 +145,7 @@ class TestPlan:
         """After all that mounts, before the filters, which may forbid it."""
         ops = exec_ops(
             joins=1, user=User(1, 1), groups_allowed=True, rlimits={7: (1, 1)}, filters=(b"1" * 8, b"2" * 8),
-            workdir="/tmp", tty=True, landlock=True, own_proc=True,
+            workdir="/tmp", tty=True, landlock=True, own_proc=Covers((), ()),
         )  # fmt: skip
         assert [op.name for op in ops[-3:]] == ["LANDLOCK_RESTRICT", "SECCOMP", "SECCOMP"]
         assert ops[-3].args == (0,)  # the ruleset is for the next one too

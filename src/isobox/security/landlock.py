@@ -96,6 +96,21 @@ def ruleset(landlock: Landlock | Literal["default"] | None, abi: int) -> Ruleset
     return Ruleset(fs, net, scoped, tuple(paths.items()), tuple(ports.items()))
 
 
+def refuse_proc(landlock: Landlock | Literal["default"] | None) -> None:
+    """Raise `UnsupportedError` for paths in /proc, where each program has one of its own: without cgroups.
+
+    It is mounted when the program starts, and a rule is for what was there when it was made.
+    """
+    for name in _PATHS if isinstance(landlock, Landlock) else ():
+        given = getattr(landlock, name) or ()
+        if "/" not in given and any(f"{path}/".startswith("/proc/") for path in given):
+            raise UnsupportedError(
+                f"landlock.{name} with paths in /proc",
+                "without cgroups each program has a /proc of its own, which no rule knows beforehand",
+                "let this user have cgroups ('isobox doctor' says how), or list \"/\"",
+            )
+
+
 def container_scope(landlock: Landlock | Literal["default"] | None, network: str, abi: int) -> int:
     """Return LANDLOCK_SCOPE_* for all of a container together: the host's abstract sockets are out of reach.
 
