@@ -10,9 +10,7 @@ import errno
 import os
 import struct
 from functools import cache
-from typing import Final, Literal
-
-from attrs import frozen
+from typing import Final, Literal, NamedTuple
 
 from isobox.errors import UnsupportedError
 from isobox.landlock import Landlock
@@ -49,8 +47,7 @@ _NEEDS: Final = {
 ABI_OF_SCOPES: Final = 6
 
 
-@frozen
-class Ruleset:
+class Ruleset(NamedTuple):
     """What landlock_create_ruleset and landlock_add_rule take. `paths` and `ports`: with what is allowed."""
 
     fs: int
