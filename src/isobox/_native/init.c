@@ -103,6 +103,8 @@ static struct exec_slot slots[ISOBOX_EXECS_MAX];
 static int slots_used;     /* slots at and above were never used */
 static struct isobox_reply endings[ISOBOX_EXECS_MAX]; /* of those whose keeper has not ended */
 static int signal_fd;
+static int new_root = -1;  /* of the plan, from PREPARE to SETUP */
+static long own_pids = -1; /* our own PID namespace */
 static const uint64_t all_signals = ~0ull;
 
 static unsigned char message[ISOBOX_MESSAGE_MAX + sizeof(struct isobox_request)];
@@ -236,14 +238,13 @@ static struct isobox_run plan_of(const struct isobox_request *request, long size
 /* PREPARE and SETUP: two parts of one plan, which share the new root that the first one made. */
 static void setup(const struct isobox_request *request, long size)
 {
-    static int root = -1;
     struct isobox_reply reply;
     void *mapped;
     memset(&reply, 0, sizeof reply);
     struct isobox_run run = plan_of(request, size, &mapped);
-    run.root = root;
+    run.root = new_root;
     long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG_;
-    root = run.root;
+    new_root = run.root;
     if (mapped)
         SYS2(__NR_munmap, mapped, request->size);
     if (!failed && request->kind == ISOBOX_PREPARE)
@@ -283,8 +284,11 @@ static void exec_child(void *argument)
 /* The child that becomes a program: in our memory until then, while we wait. */
 static long clone_exec(struct exec_child *child, int cgroup_fd)
 {
-    return isobox_clone_into(cgroup_fd, CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack, sizeof child_stack, 0,
-                             exec_child, child);
+    unsigned int bases = isobox_base_count; /* one that it opens is open there only */
+    long pid = isobox_clone_into(cgroup_fd, CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack, sizeof child_stack, 0,
+                                 exec_child, child);
+    isobox_base_count = bases;
+    return pid;
 }
 
 static void add_usage(struct isobox_reply *reply, const long *rusage)
@@ -313,7 +317,6 @@ static void keeper_main(void *nothing)
  * end are told as any other's. */
 static long clone_into_own_pids(struct exec_child *child, int *keeper)
 {
-    static long own_pids = -1;
     if (own_pids < 0)
         own_pids = SYS2(__NR_pidfd_open, SYS0(__NR_getpid), 0);
     if (own_pids < 0)
@@ -341,6 +344,7 @@ static struct {
     struct exec_child *work;
     long result;
     int busy; /* a futex: 1 from the work's arrival until it is done */
+    int started;
     int installed;
 } filtered;
 static unsigned char filtered_stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -380,12 +384,11 @@ static long filtered_run(struct exec_child *work)
 
 static void serve_filter(const struct isobox_request *request, long size)
 {
-    static int started;
     struct exec_child work = {plan_of(request, size, 0), 0};
     long failed = work.run.ops && !filtered.installed ? 0 : -EBADMSG_;
-    if (!failed && !started) {
+    if (!failed && !filtered.started) {
         failed = isobox_clone(CLONE_OF_THREAD, filtered_stack + sizeof filtered_stack, 0, filtered_main, 0);
-        started = failed > 0;
+        filtered.started = failed > 0;
     }
     if (failed >= 0)
         failed = filtered_run(&work);

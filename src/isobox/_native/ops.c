@@ -160,13 +160,19 @@ static long open_parent(int root, const char *path, const char **name)
     return open_below(root, cut ? buffer : ".", O_PATH_ | O_DIRECTORY_);
 }
 
-/* The directory and name that a creating op works on; the host's own path when not below the root. */
-static long creation_place(const struct isobox_run *run, const struct decoded *op, const char **name)
+/* The directory and name that a creating op works on; the host's own path when not below the root. The kernel's
+ * answer is no place: a file system may say ENETDOWN, which is AT_FDCWD's number. */
+static long creation_place(const struct isobox_run *run, const struct decoded *op, long *place, const char **name)
 {
     *name = op->str[0];
+    *place = AT_FDCWD_;
     if (op->head.arg[1] == 0)
-        return AT_FDCWD_;
-    return open_parent(run->root, op->str[0], name);
+        return 0;
+    long directory = open_parent(run->root, op->str[0], name);
+    if (directory < 0)
+        return directory;
+    *place = directory;
+    return 0;
 }
 
 static void leave_place(long directory)
@@ -193,7 +199,7 @@ static long op_ids(struct decoded *op)
 
 static long op_groups(struct decoded *op)
 {
-    if (op->head.arg[0] < 0 || op->len[0] != (unsigned long long)op->head.arg[0] * 4)
+    if (op->head.arg[0] < 0 || op->head.arg[0] > op->len[0] || op->len[0] != (unsigned long long)op->head.arg[0] * 4)
         return -EBADMSG_;
     return SYS2(__NR_setgroups, op->head.arg[0], op->str[0]);
 }
@@ -336,10 +342,10 @@ static long op_base(struct decoded *op)
 static long op_mkdir(struct isobox_run *run, struct decoded *op)
 {
     const char *name;
-    long place = creation_place(run, op, &name);
-    if (place < 0 && place != AT_FDCWD_)
-        return place;
-    long failed = SYS3(__NR_mkdirat, place, name, op->head.arg[0]);
+    long place, failed = creation_place(run, op, &place, &name);
+    if (failed)
+        return failed;
+    failed = SYS3(__NR_mkdirat, place, name, op->head.arg[0]);
     if (failed == -EEXIST_ && op->head.arg[2])
         failed = 0;
     leave_place(place);
@@ -349,9 +355,9 @@ static long op_mkdir(struct isobox_run *run, struct decoded *op)
 static long op_file(struct isobox_run *run, struct decoded *op)
 {
     const char *name;
-    long place = creation_place(run, op, &name);
-    if (place < 0 && place != AT_FDCWD_)
-        return place;
+    long place, failed = creation_place(run, op, &place, &name);
+    if (failed)
+        return failed;
     long fd = SYS4(__NR_openat, place, name,
                    O_WRONLY_ | O_CREAT_ | (op->head.arg[2] ? O_EXCL_ : O_TRUNC_) | O_NOFOLLOW_ | O_CLOEXEC_,
                    op->head.arg[0]);
@@ -360,7 +366,6 @@ static long op_file(struct isobox_run *run, struct decoded *op)
         return 0; /* a mount point that is there already */
     if (fd < 0)
         return fd;
-    long failed = 0;
     for (unsigned int done = 0; done < op->len[1];) {
         long written = SYS3(__NR_write, fd, op->str[1] + done, op->len[1] - done);
         if (written <= 0) {
@@ -376,10 +381,10 @@ static long op_file(struct isobox_run *run, struct decoded *op)
 static long op_symlink(struct isobox_run *run, struct decoded *op)
 {
     const char *name;
-    long place = creation_place(run, op, &name);
-    if (place < 0 && place != AT_FDCWD_)
-        return place;
-    long failed = SYS3(__NR_symlinkat, op->str[1], place, name);
+    long place, failed = creation_place(run, op, &place, &name);
+    if (failed)
+        return failed;
+    failed = SYS3(__NR_symlinkat, op->str[1], place, name);
     leave_place(place);
     return failed;
 }
@@ -387,10 +392,10 @@ static long op_symlink(struct isobox_run *run, struct decoded *op)
 static long op_mknod(struct isobox_run *run, struct decoded *op)
 {
     const char *name;
-    long place = creation_place(run, op, &name);
-    if (place < 0 && place != AT_FDCWD_)
-        return place;
-    long failed = SYS4(__NR_mknodat, place, name, op->head.arg[0], op->head.arg[2]);
+    long place, failed = creation_place(run, op, &place, &name);
+    if (failed)
+        return failed;
+    failed = SYS4(__NR_mknodat, place, name, op->head.arg[0], op->head.arg[2]);
     leave_place(place);
     return failed;
 }
@@ -623,12 +628,12 @@ long isobox_run_ops(struct isobox_run *run)
     unsigned long at = 0;
     run->context = run->tree = -1;
     long failed = 0;
-    for (run->op = 0; at < run->size && !failed; at += op.head.size) {
+    for (run->op = 0; at < run->size; run->op++, at += op.head.size) {
         failed = decode(run->ops + at, run->size - at, &op);
         if (!failed)
             failed = run_op(run, &op);
-        if (!failed)
-            run->op++;
+        if (failed)
+            break;
     }
     close_held(&run->context);
     close_held(&run->tree);

@@ -86,12 +86,17 @@ static uint64_t number(char **at)
     return value;
 }
 
+static int is_octal(char digit)
+{
+    return digit >= '0' && digit <= '7';
+}
+
 /* Turns \040 and the like of the word at `at` into what they stand for, and ends it; what follows it. */
 static char *unescape(char *at)
 {
     char *to = at;
     while (*at && *at != ' ' && *at != '\n') {
-        if (*at == '\\' && at[1] && at[2] && at[3]) {
+        if (*at == '\\' && is_octal(at[1]) && is_octal(at[2]) && is_octal(at[3])) {
             *to++ = (char)((at[1] - '0') << 6 | (at[2] - '0') << 3 | (at[3] - '0'));
             at += 4;
         } else {
