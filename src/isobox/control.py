@@ -93,7 +93,9 @@ class Control:
     def thaw_at_end(self, fd: int, text: bytes) -> None:
         """Have it write `text` to `fd` once this process ends; returns when it is on the watch."""
         self._send(_native.THAW, text, [fd])
-        _native.receive(self._fd, REPLY_TIMEOUT_MS)
+        _reply, unasked, _pid = _native.receive(self._fd, REPLY_TIMEOUT_MS)
+        if unasked >= 0:
+            os.close(unasked)
 
     def exec(self, plan: bytes, fds: Sequence[int], *, number: int, flags: int, cgroup: int = -1) -> None:
         """Ask for an exec, born in the cgroup fds[cgroup]; what becomes of it comes through fds[0]."""
@@ -136,8 +138,13 @@ class Control:
         finally:
             os.close(memfd)
 
-    def _ask(self, kind: int, payload: bytes, args: tuple[int, ...]) -> tuple[int, int]:
-        """Send and wait: (descriptor, pid), -1 where there is none. OSError as isobox-init met it."""
+    def _ask(
+        self, kind: int, payload: bytes, args: tuple[int, ...], *, opens: bool = False
+    ) -> tuple[int, int]:
+        """Send and wait: (descriptor, pid), -1 where there is none. OSError as isobox-init met it.
+
+        A descriptor is the caller's where the request `opens` one; any other that comes is closed.
+        """
         head = encode_request(kind, size=len(payload), args=args)
         with self._lock:
             if self._fd < 0:
@@ -157,9 +164,10 @@ class Control:
                     self.close()
                     raise StateError(f"the container's init does not answer properly: {error}") from None
                 raise
+        if fd >= 0 and not (opens and reply.kind == _native.DONE):
+            os.close(fd)
+            fd = -1
         if reply.kind != _native.DONE:
-            if fd >= 0:
-                os.close(fd)
             number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
             raise OSError(number, os.strerror(number))
         return fd, pid
@@ -179,7 +187,8 @@ class Control:
         if sum(map(len, texts)) > 16384:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         try:
-            fd, _pid = self._ask(kind, b"".join(text + b"\0" for text in texts), args)
+            data = b"".join(text + b"\0" for text in texts)
+            fd, _pid = self._ask(kind, data, args, opens=kind == _native.OPEN)
         except OSError as error:
             error.filename = path
             raise

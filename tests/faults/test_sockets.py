@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -355,3 +356,37 @@ def status_of_next_exec_says(said: bytes, monkeypatch: pytest.MonkeyPatch) -> No
             os.write(fds[0], said)
 
     monkeypatch.setattr(Control, "exec", exec_)
+
+
+def test_an_exec_starts_once() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, record(_native.STARTED) * 2)
+        with pytest.raises(isobox.StateError, match="does not answer properly"):
+            _native.Pump(reader).run(time.monotonic_ns() + 10**9)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_what_others_write_after_the_end_is_not_waited_for() -> None:
+    """A program can hand its stdout to one of another exec, which writes on; here a file without an end."""
+    pump = _native.Pump(-1, stdout=os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC), limit=1 << 30)
+    try:
+        assert pump.drain() == _native.PUMP_ENDED
+        assert 65536 <= len(pump.output(0)) <= 1 << 20
+    finally:
+        pump.close()
+
+
+def test_all_that_a_pipe_holds_is_read() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+    assert os.write(writer, bytes(1 << 20)) == 1 << 20
+    pump = _native.Pump(-1, stdout=reader)
+    try:
+        assert pump.drain() == _native.PUMP_ENDED
+        assert len(pump.output(0)) == 1 << 20
+    finally:
+        pump.close()
+        os.close(writer)

@@ -324,12 +324,23 @@ static int read_stream(struct isobox_pump *pump, struct isobox_stream *stream)
     return 1;
 }
 
-/* What is in the pipes now; those that wrote have ended, so nothing more will come from them. */
+/* Whether it has read so much since the end that all of it can't have been in the pipe then. */
+static int is_refilled(const struct isobox_stream *stream, unsigned long drained)
+{
+    if (drained < 65536)
+        return 0;
+    int room = fcntl(stream->fd, F_GETPIPE_SZ);
+    return drained >= (room < 65536 ? 65536 : (unsigned long)room);
+}
+
+/* What is in the pipes now; those that wrote have ended. Another program, to which one of them gave its end of a
+ * pipe, may write on for ever: at most what the pipe holds is read. */
 static int drain(struct isobox_pump *pump)
 {
     for (int i = 0; i < 2; i++) {
         struct isobox_stream *stream = &pump->stream[i];
-        while (stream->fd >= 0) {
+        unsigned long before = stream->size;
+        while (stream->fd >= 0 && !is_refilled(stream, stream->size - before)) {
             struct pollfd watched = {stream->fd, POLLIN, 0};
             if (poll(&watched, 1, 0) <= 0)
                 break;
@@ -369,7 +380,7 @@ static int read_status(struct isobox_pump *pump)
         return ISOBOX_PUMP_LOST;
     if (got != (ssize_t)sizeof reply)
         return pump_failed(pump, EBADMSG);
-    if (reply.kind == ISOBOX_STARTED)
+    if (reply.kind == ISOBOX_STARTED && !pump->started++) /* once: without end they would keep us here */
         return 0;
     if (reply.kind != ISOBOX_ENDED && reply.kind != ISOBOX_FAILED)
         return pump_failed(pump, EBADMSG);

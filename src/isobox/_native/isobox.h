@@ -175,6 +175,7 @@ struct isobox_pump {
     int watch_fd;
     int watch_events;
     int have_status;
+    int started; /* the record that says so has been here */
     int error;
     const unsigned char *input;
     unsigned long input_size;
