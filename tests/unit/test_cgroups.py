@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from isobox.cgroups import convert
 from isobox.cgroups.devices import Device, program
 from isobox.cgroups.discovery import CgroupMount, Membership, locate, parse_memberships, parse_mounts
-from isobox.errors import UnsupportedError
+from isobox.errors import CgroupError, UnsupportedError
 from isobox.worker import Worker
 
 V1_CGROUP = b"""12:cpu,cpuacct:/user.slice
@@ -163,6 +163,33 @@ def test_split_cpu_time(total: int, user: int, system: int) -> None:
     parts = convert.split_cpu_time(total, user, system)
     assert sum(parts) == total
     assert min(parts) >= 0
+
+
+@pytest.mark.parametrize(
+    "text", [b"x", b"1-", b"-1", b"3-1", b"1,1", b"2,0", b"0-99999999999", b"9" * 5000, "²".encode(), b"1;2"]
+)
+def test_ranges_that_are_none(text: bytes) -> None:
+    with pytest.raises(CgroupError, match="does not write"):
+        convert.parse_ranges(text)
+
+
+@pytest.mark.parametrize("text", [b"", b"max", b"1 2", b"0x1", b"1_0", b"--1", b"9" * 5000, "²".encode()])
+def test_numbers_that_are_none(text: bytes) -> None:
+    with pytest.raises(CgroupError, match="does not write"):
+        convert.parse_number(text)
+
+
+@given(st.integers(-(2**63), 2**64 - 1))
+def test_numbers(number: int) -> None:
+    assert convert.parse_number(b"%d\n" % number) == number
+
+
+def test_numbers_without_end_are_left_out() -> None:
+    digits = b"9" * 5000
+    assert convert.parse_flat(b"a %b\nb 1\n" % digits) == {"b": 1}
+    assert convert.parse_io_max(b"254:0 rbps=%b wbps=1\n" % digits) == {"254:0": {"wbps": 1}}
+    assert convert.parse_service(b"254:0 Read %b\n" % digits) is None
+    assert convert.parse_pressure(b"some avg10=0 total=%b\n" % digits) is None
 
 
 def test_service_bytes() -> None:

@@ -189,6 +189,11 @@ def test_trace(tmp_path: Path) -> None:
     trace(str(base / "loop" / "x"))  # ends
 
 
+def test_mountinfo_of_odd_names() -> None:
+    text = b"28 27 0:25 / /a\rb rw - tmpfs none ro\n29 27 0:25 / /\\777 rw - tmpfs none ro\n"
+    assert [mount.path for mount in parse(text)] == ["/a\rb", "/\\777"]
+
+
 @given(st.binary(max_size=300))
 def test_mountinfo_of_any_bytes(text: bytes) -> None:
     list(parse(text))

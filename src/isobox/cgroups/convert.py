@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Iterable
 from typing import Final
 
-from ..errors import UnsupportedError
+from ..errors import CgroupError, UnsupportedError
+from ..units import MOST_CPUS
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 PERIOD: Final = 100_000
@@ -70,6 +72,30 @@ def split_cpu_time(total: int, user: int, system: int) -> tuple[int, int]:
     return total - part, part
 
 
+_DIGITS: Final = 20
+"""Of the largest number that the kernel writes, one of 64 bits."""
+
+
+def _is_number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= _DIGITS
+
+
+def _strange(text: bytes) -> CgroupError:
+    return CgroupError(errno.EBADMSG, f"the kernel does not write {text[:40]!r}", stage="cgroup")
+
+
+def parse_number(text: bytes) -> int:
+    """Parse a file that holds one whole number. Raises `CgroupError`.
+
+    >>> parse_number(b"4096\\n")
+    4096
+    """
+    digits = text.strip()
+    if not _is_number(digits.removeprefix(b"-")):
+        raise _strange(text)
+    return int(digits)
+
+
 def parse_flat(text: bytes) -> dict[str, int]:
     """Parse a file of ``key value`` lines (cpu.stat, memory.events); others are left out.
 
@@ -79,7 +105,7 @@ def parse_flat(text: bytes) -> dict[str, int]:
     values = {}
     for line in text.split(b"\n"):
         key, _, value = line.partition(b" ")
-        if value.isdigit():
+        if _is_number(value):
             values[key.decode(errors="replace")] = int(value)
     return values
 
@@ -125,7 +151,7 @@ def parse_service(text: bytes) -> tuple[int, int] | None:
     found = False
     for line in text.split(b"\n"):
         parts = line.split()
-        if len(parts) == 3 and parts[1] in sums and parts[2].isdigit():
+        if len(parts) == 3 and parts[1] in sums and _is_number(parts[2]):
             sums[parts[1]] += int(parts[2])
             found = True
     return (sums[b"Read"], sums[b"Write"]) if found else None
@@ -138,16 +164,16 @@ def parse_io_max(text: bytes) -> dict[str, dict[str, int | None]]:
     1024
     """
     devices: dict[str, dict[str, int | None]] = {}
-    for line in text.decode().split("\n"):
-        device, _, rest = line.partition(" ")
+    for line in text.split(b"\n"):
+        device, _, rest = line.partition(b" ")
         if not rest:
             continue
         values: dict[str, int | None] = {}
         for pair in rest.split():
-            key, _, value = pair.partition("=")
-            if value == "max" or value.isdigit():
-                values[key] = None if value == "max" else int(value)
-        devices[device] = values
+            key, _, value = pair.partition(b"=")
+            if value == b"max" or _is_number(value):
+                values[key.decode(errors="replace")] = None if value == b"max" else int(value)
+        devices[device.decode(errors="replace")] = values
     return devices
 
 
@@ -160,7 +186,7 @@ def parse_pressure(text: bytes) -> float | None:
     for line in text.split(b"\n"):
         if line.startswith(b"some "):
             _, separator, total = line.rpartition(b"total=")
-            if separator and total.isdigit():
+            if separator and _is_number(total):
                 return int(total) / 1e6
     return None
 
@@ -168,14 +194,23 @@ def parse_pressure(text: bytes) -> float | None:
 def parse_ranges(text: bytes) -> frozenset[int]:
     """Parse a list of CPUs or memory nodes as the kernel writes it; empty is the empty set.
 
+    Raises `CgroupError` for anything else, and for numbers that no CPU has.
+
     >>> sorted(parse_ranges(b"0-2,5\\n"))
     [0, 1, 2, 5]
     """
-    numbers: set[int] = set()
-    for part in text.decode().strip().split(","):
-        first, _, last = part.partition("-")
-        if first:
-            numbers.update(range(int(first), int(last or first) + 1))
+    numbers: list[int] = []
+    for part in text.strip().split(b","):
+        if not part:
+            continue
+        first, dash, last = part.partition(b"-")
+        last = last if dash else first
+        if not (_is_number(first) and _is_number(last)):
+            raise _strange(text)
+        start, end = int(first), int(last)
+        if not (numbers[-1] if numbers else -1) < start <= end < MOST_CPUS:
+            raise _strange(text)
+        numbers.extend(range(start, end + 1))
     return frozenset(numbers)
 
 

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from ..spec import IoLimit
 from ..usage import Usage
-from .convert import huge_page_name
+from .convert import huge_page_name, parse_number
 from .directory import Directory
 
 
@@ -131,7 +131,7 @@ class Dialect(ABC):
         if peak is None:
             reading.notes.append("no pids_peak: the kernel counts it from Linux 6.1 on")
         else:
-            reading.add("pids_peak", int(peak), "pids.peak")
+            reading.add("pids_peak", parse_number(peak), "pids.peak")
 
     @abstractmethod
     def read_io(self, group: Directory, reading: Reading) -> None:

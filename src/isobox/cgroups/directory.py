@@ -190,7 +190,12 @@ class Directory:
             raise CgroupError(
                 error.errno or 0, f"can't read {self.path}/cgroup.procs", stage="cgroup"
             ) from error
-        return [int(word) for word in text.split()]
+        try:
+            return [int(word) for word in text.split()]
+        except ValueError:
+            raise CgroupError(
+                errno.EBADMSG, f"no processes in {self.path}/cgroup.procs", stage="cgroup"
+            ) from None
 
     def groups(self) -> list[Directory]:
         """Return the groups directly below."""

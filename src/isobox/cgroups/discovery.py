@@ -99,7 +99,7 @@ def parse_memberships(text: bytes) -> tuple[Membership, ...]:
     found = []
     for line in text.split(b"\n"):
         parts = line.split(b":", 2)
-        if len(parts) != 3 or not parts[0].isdigit():
+        if len(parts) != 3 or not _is_small(parts[0]):
             continue
         names = tuple(os.fsdecode(name) for name in parts[1].split(b",") if name)
         found.append(Membership(int(parts[0]), names, os.fsdecode(parts[2])))
@@ -115,6 +115,8 @@ def parse_mounts(text: bytes) -> tuple[CgroupMount, ...]:
         if not separator or len(fields) < 6 or len(rest) < 3 or rest[0] not in (b"cgroup", b"cgroup2"):
             continue
         major, _, minor = fields[2].partition(b":")
+        if not (_is_small(major) and _is_small(minor)):
+            continue
         options = frozenset(os.fsdecode(option) for option in rest[2].split(b","))
         found.append(
             CgroupMount(
@@ -127,6 +129,11 @@ def parse_mounts(text: bytes) -> tuple[CgroupMount, ...]:
             )
         )
     return tuple(found)
+
+
+def _is_small(text: bytes) -> bool:
+    """Whether it is a number of at most 30 bits: of a hierarchy, or half of a device's."""
+    return text.isdigit() and len(text) <= 9
 
 
 def _unescape(field: bytes) -> str:

@@ -18,6 +18,7 @@ from .convert import (
     format_ranges,
     parse_devices,
     parse_flat,
+    parse_number,
     parse_ranges,
     parse_service,
     split_cpu_time,
@@ -38,7 +39,7 @@ _SERVICE = "blkio.throttle.io_service_bytes_recursive"
 
 def _holds_size(size: int) -> Callable[[bytes], bool]:
     # No limit (-1) reads back as the largest whole number of pages.
-    return lambda kept: int(kept) == size or (size < 0 and int(kept) >= 2**62)
+    return lambda kept: parse_number(kept) == size or (size < 0 and parse_number(kept) >= 2**62)
 
 
 def _holds_device(number: str, value: int) -> Callable[[bytes], bool]:
@@ -63,7 +64,7 @@ class _V1(Dialect):
         now = _number(PERIOD) if fresh else group.read_if_there("cpu.cfs_period_us")
         if now == _number(period):
             del files["cpu.cfs_period_us"]
-        elif now is not None and int(now) > period:  # first the one that keeps the limit tight
+        elif now is not None and parse_number(now) > period:  # first the one that keeps the limit tight
             files = dict(reversed(files.items()))
         for file, value in files.items():
             text = _number(value)
@@ -104,7 +105,9 @@ class _V1(Dialect):
                     "boot with swapaccount=1, or switch swap off: swapoff -a",
                 )
             del files["memory.memsw.limit_in_bytes"]
-        elif limit < 0 or int(now) < limit:  # the kernel keeps memory below memory + swap at all times
+        elif (
+            limit < 0 or parse_number(now) < limit
+        ):  # the kernel keeps memory below memory + swap at all times
             files = dict(reversed(files.items()))
         hint = "More may be in use than can be freed, or a group above has a smaller limit"
         for file, value in files.items():
@@ -147,7 +150,7 @@ class _V1(Dialect):
         return "cpuacct.usage"
 
     def parse_cpu_time(self, text: bytes) -> float:
-        return int(text) / 1e9
+        return parse_number(text) / 1e9
 
     def read_cpu(self, group: Directory, reading: Reading) -> None:
         texts = [
@@ -155,17 +158,17 @@ class _V1(Dialect):
         ]
         if texts[0] is None:
             return
-        total = int(texts[0])
+        total = parse_number(texts[0])
         reading.add("cpu_time", total / 1e9, "cpuacct.usage")
         if texts[1] is not None and texts[2] is not None:
-            user, system = split_cpu_time(total, int(texts[1]), int(texts[2]))
+            user, system = split_cpu_time(total, parse_number(texts[1]), parse_number(texts[2]))
             reading.add("cpu_user", user / 1e9, "cpuacct.usage in the ratio of cpuacct.usage_user")
             reading.add("cpu_system", system / 1e9, "cpuacct.usage in the ratio of cpuacct.usage_sys")
 
     def read_memory(self, group: Directory, reading: Reading) -> None:
         text = group.read_if_there("memory.max_usage_in_bytes")
         if text is not None:
-            reading.add("memory_peak", int(text), "memory.max_usage_in_bytes")
+            reading.add("memory_peak", parse_number(text), "memory.max_usage_in_bytes")
 
     def read_io(self, group: Directory, reading: Reading) -> None:
         text = group.read_if_there(_SERVICE)
@@ -179,7 +182,7 @@ class _V1(Dialect):
         if text is None:
             return None
         values = parse_flat(text)
-        if "nr_throttled" not in values:
+        if not {"nr_throttled", "throttled_time"} <= values.keys():
             return None
         return values["nr_throttled"], values["throttled_time"] / 1e9
 

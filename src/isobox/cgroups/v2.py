@@ -17,6 +17,7 @@ from .convert import (
     format_ranges,
     parse_flat,
     parse_io_max,
+    parse_number,
     parse_pressure,
     parse_ranges,
     whole_pages,
@@ -35,7 +36,7 @@ def _make_room(group: Directory, limit: int, hint: str) -> None:
     """
 
     def fits() -> bool:
-        return int(group.read_if_there("memory.current") or 0) <= limit
+        return parse_number(group.read_if_there("memory.current") or b"0") <= limit
 
     if group.is_warm("memory.max") or fits():  # warm: new, with a container's init at most
         return
@@ -124,7 +125,10 @@ class _V2(Dialect):
         return "cpu.stat"
 
     def parse_cpu_time(self, text: bytes) -> float:
-        return parse_flat(text)["usage_usec"] / 1e6
+        used = parse_flat(text).get("usage_usec")
+        if used is None:
+            raise CgroupError(errno.EBADMSG, "no usage_usec in cpu.stat", stage="cgroup")
+        return used / 1e6
 
     def read_cpu(self, group: Directory, reading: Reading) -> None:
         text = group.read_if_there("cpu.stat")
@@ -142,7 +146,7 @@ class _V2(Dialect):
         if text is None:
             reading.notes.append("no memory_peak: the kernel keeps it from Linux 5.19 on")
         else:
-            reading.add("memory_peak", int(text), "memory.peak")
+            reading.add("memory_peak", parse_number(text), "memory.peak")
 
     def read_io(self, group: Directory, reading: Reading) -> None:
         text = group.read_if_there("io.stat")
@@ -155,7 +159,7 @@ class _V2(Dialect):
     def throttled(self, group: Directory) -> tuple[int, float] | None:
         text = group.read_if_there("cpu.stat")
         values = {} if text is None else parse_flat(text)
-        if "nr_throttled" not in values:
+        if not {"nr_throttled", "throttled_usec"} <= values.keys():
             return None
         return values["nr_throttled"], values["throttled_usec"] / 1e6
 

@@ -54,7 +54,7 @@ class Mountpoint:
     fstype: str
 
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def parse(text: bytes) -> Iterator[Mountpoint]:
@@ -63,7 +63,7 @@ def parse(text: bytes) -> Iterator[Mountpoint]:
     >>> list(parse(rb"28 27 0:25 / /a\040b ro,nosuid - tmpfs none ro"))
     [Mountpoint(number=28, path='/a b', fstype='tmpfs')]
     """
-    for line in text.splitlines():
+    for line in text.split(b"\n"):  # the kernel escapes no other end of a line
         fields = line.split(b" ")
         try:
             dash = fields.index(b"-", 6)
