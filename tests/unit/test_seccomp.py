@@ -99,6 +99,11 @@ def deny(*names: str, **more: Any) -> dict[str, Any]:
     return {"names": list(names), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EXDEV, **more}
 
 
+SOME_CALLS = (
+    "ioctl read write openat clone dup fcntl prctl mount kill futex wait4 socket bind listen accept connect"
+)
+
+
 class TestDefaultProfile:
     def test_what_a_container_must_never_call(self) -> None:
         bad = 2**64 - 1  # a pointer that the kernel would answer with EFAULT, if it came so far
@@ -498,6 +503,30 @@ class TestProfiles:
             env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert "seccomp apt-get install libseccomp2" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("names", "rules", "conditions", "said"),
+        [("ioctl", 4000, 6, "one system call"), ("ioctl", 257, 1, "one system call"),
+         (SOME_CALLS, 50, 5, "4096 instructions")],
+    )  # fmt: skip
+    def test_more_rules_than_there_is_room_for(
+        self, names: str, rules: int, conditions: int, said: str
+    ) -> None:
+        """The library itself writes beyond its memory from some number on: that must not be reached."""
+        args = [
+            [{"index": i, "value": value, "op": "SCMP_CMP_EQ"} for i in range(conditions)]
+            for value in range(rules)
+        ]
+        syscalls = [{"names": names.split(), "action": "SCMP_ACT_ERRNO", "args": each} for each in args]
+        with pytest.raises(SpecError, match=said):
+            seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": syscalls})
+
+    def test_a_kernel_of_very_many_digits(self) -> None:
+        syscalls = [
+            {"names": ["read"], "action": "SCMP_ACT_ERRNO", "includes": {"minKernel": "9" * 5000 + ".1"}}
+        ]
+        with pytest.raises(SpecError, match="minKernel"):
+            seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": syscalls})
 
     @settings(max_examples=150, deadline=None)
     @given(

@@ -80,6 +80,7 @@ _EEXIST = 17
 _ENOSYS = 38
 _X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64
 _MAX_INSTRUCTIONS = 4096
+_MOST_CONDITIONS = 256
 
 _loaded: tuple[Any, Any] | None = None
 
@@ -114,6 +115,7 @@ def build(profile: Profile) -> bytes:
     with forks.whole:  # libseccomp keeps state of its own: one thread at a time, and no fork meanwhile
         ffi, lib = _library()
         calls = _by_call(lib, profile)
+        _check_size(calls.values(), 1 + len(profile.foreign))
         default = profile.default
         by_otherwise: dict[int, list[_Call]] = {default: []}
         for call in calls.values():
@@ -178,6 +180,21 @@ def _filter(ffi: Any, lib: Any, otherwise: int, calls: Iterable[_Call], foreign:
         return _export(lib, context)
     finally:
         lib.seccomp_release(context)
+
+
+def _check_size(calls: Iterable[_Call], tables: int) -> None:
+    """Raise SpecError for what libseccomp takes minutes over, or writes beyond its memory for (65536 blocks)."""
+    conditions = [sum(len(comparisons) for _, comparisons in set(call.exceptions)) for call in calls]
+    if max(conditions, default=0) > _MOST_CONDITIONS:
+        raise SpecError(
+            "seccomp", f"{max(conditions)} conditions", f"at most {_MOST_CONDITIONS} of one system call"
+        )
+    if sum(conditions) * tables > _MAX_INSTRUCTIONS:  # each is one at the least, in each table
+        raise SpecError(
+            "seccomp",
+            f"{sum(conditions)} conditions",
+            f"a profile of at most {_MAX_INSTRUCTIONS} instructions",
+        )
 
 
 @define

@@ -206,7 +206,7 @@ def _condition(
     minimum = condition.get("minKernel")
     if not minimum:
         return caps, arches, None
-    match = re.fullmatch(r"(\d+)\.(\d+)", minimum) if isinstance(minimum, str) else None
+    match = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", minimum) if isinstance(minimum, str) else None
     if match is None:
         raise SpecError(f"{where}.minKernel", minimum, "a kernel's version such as '4.8'")
     return caps, arches, (int(match[1]), int(match[2]))
