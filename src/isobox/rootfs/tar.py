@@ -24,6 +24,9 @@ __all__ = ["MOST_BYTES", "MOST_ENTRIES", "Unpacked", "unpack"]
 MOST_BYTES = 32 << 30
 MOST_ENTRIES = 2_000_000
 _MOST_LINKS = 40  # the kernel's own bound
+_MOST_FOLLOWED = 20_000_000  # names in the targets of links on the way, of all entries together: some seconds
+_MOST_NAMES = 1 << 30  # bytes of memory for the places of directories and links
+_NAME = 48  # what a name costs beside its bytes
 _DEEPEST = 256  # directories in each other; beyond, trees are hard to remove again
 
 # The archive's fault; everything else (no space, I/O error) is the machine's.
@@ -118,6 +121,8 @@ class _Unpacking:
         self._directories: set[tuple[bytes, ...]] = {()}
         self._links: dict[tuple[bytes, ...], bytes] = {}
         self._times: dict[tuple[bytes, ...], int] = {}
+        self._followed = 0
+        self._names = 0
         self._root_mode = 0o755
         self._root_fd = -1
 
@@ -178,6 +183,7 @@ class _Unpacking:
             if not entry.target or b"\0" in entry.target:
                 raise UnpackError(f"{_shown(entry.name)}: a symbolic link to nothing")
             os.symlink(entry.target, path, dir_fd=self._root_fd)
+            self._keep(place, len(entry.target))
             self._links[place] = entry.target
             self._own(path, entry)
         elif entry.kind == "fifo":
@@ -193,6 +199,7 @@ class _Unpacking:
                 follow_symlinks=False,
             )
             if source in self._links:
+                self._keep(place, 0)
                 self._links[place] = self._links[source]
 
     def _resolve(self, names: tuple[bytes, ...], shown: bytes) -> tuple[bytes, ...]:
@@ -217,12 +224,23 @@ class _Unpacking:
                 raise UnpackError(f"{_shown(shown)}: too many symbolic links on the way")
             if target.startswith(b"/"):
                 place = ()
-            todo.extend(part for part in reversed(target.split(b"/")) if part not in (b"", b"."))
+            parts = [part for part in reversed(target.split(b"/")) if part not in (b"", b".")]
+            self._followed += len(parts)
+            if self._followed > _MOST_FOLLOWED:
+                raise UnpackError(f"{_shown(shown)}: too many symbolic links on the way to all entries")
+            todo.extend(parts)
         return place
+
+    def _keep(self, place: tuple[bytes, ...], more: int) -> None:
+        """Count what it takes to remember a place."""
+        self._names += sum(map(len, place)) + _NAME * len(place) + more
+        if self._names > _MOST_NAMES:
+            raise UnpackError("the archive has too many directories and links to remember")
 
     def _make_directory(self, place: tuple[bytes, ...]) -> None:
         if len(place) > _DEEPEST:
             raise UnpackError(f"{_shown(b'/'.join(place))}: more than {_DEEPEST} directories deep")
+        self._keep(place, 0)
         os.mkdir(b"/".join(place), 0o755, dir_fd=self._root_fd)
         self._directories.add(place)
 

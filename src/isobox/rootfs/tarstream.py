@@ -20,6 +20,8 @@ __all__ = ["Entry", "TarStream"]
 BLOCK = 512
 _LARGEST_HEADER = 1 << 20  # of pax records or a long name; the kernel takes names of 4 KiB
 _MOST_HEADERS = 32  # such headers in front of one entry
+_USED = frozenset({b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"})
+_SPARSE = b"GNU.sparse."
 # Small enough that the allocator reuses the memory: a megabyte is mapped and faulted in anew each time.
 _PIECE = 1 << 16
 
@@ -157,7 +159,7 @@ class TarStream:
 
 def _entry(block: bytes, kind: bytes, size: int, overrides: _Overrides) -> Entry:
     values = overrides.values
-    if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in values):
+    if kind == b"S" or _SPARSE in values:
         raise UnpackError("the archive has sparse files; make it without --sparse")
     meaning = _KINDS.get(kind)
     if meaning is None:
@@ -241,7 +243,7 @@ def _nanoseconds(raw: bytes) -> int:
 
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
-    """Read the records "LENGTH KEY=VALUE\\n" of a pax header."""
+    """Read the records "LENGTH KEY=VALUE\\n" of a pax header; of those of no use here nothing is kept."""
     values: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
@@ -253,6 +255,9 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if end > len(data) or end <= space + 1 or not equals or data[end - 1 : end] != b"\n":
             raise UnpackError("a damaged pax header")
-        values[key] = value
+        if key in _USED:
+            values[key] = value
+        elif key.startswith(_SPARSE):
+            values[_SPARSE] = b""
         at = end
     return values
