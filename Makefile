@@ -2,6 +2,7 @@
 #   make demo       see it work          make test   all tests; as root, as an ordinary user too
 #   make lint       style, types, layers make bench  measure against the kernel's floor and other engines
 #   make sanitize   the tests with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make fuzz       hostile bytes for all that reads what comes from inside; FUZZ_SECONDS for each target
 #   make test-guest (as root) the tests in virtual machines with cgroup v2 only
 #   make test-guest-systemd (as root) tests in sessions of systemd, of root and of an ordinary user
 #   make test-older the tests without one of the newer system calls each
@@ -27,8 +28,11 @@ OLDER_LANES ?= linux-5.10 close_range
 OLDER_TESTS ?= tests/kernel
 OLDER_LACKS := mount_setattr,host_folders,landlock_paths,landlock_ports,landlock_scopes
 PYTEST_ARGS ?=
+# None named: all of them, see tests/fuzz/run.py.
+FUZZ_TARGETS ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-guest test-guest-systemd test-older hosts lint bench sanitize venv clean
+.PHONY: demo test test-guest test-guest-systemd test-older hosts lint bench sanitize fuzz venv clean
 
 venv: $(STAMP)
 
@@ -116,6 +120,12 @@ sanitize: venv
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	ISOBOX_SANITIZED=1 $(RUN) -m pytest -m 'not slow' $(SANITIZE_TESTS) \
 	    --deselect tests/kernel/test_exec.py::test_the_interpreter_and_its_packages_are_there $(PYTEST_ARGS)
+
+fuzz: venv
+	@sh tests/prerequisites.sh fuzz "$(PYTHON)"
+	@$(RUN) -c 'import atheris' 2>/dev/null || \
+	    $(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@$(RUN) tests/fuzz/run.py $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 clean:
 	rm -rf .venv .cache build dist src/*.egg-info src/isobox/_native/isobox-init src/isobox/_native/*.so

@@ -1,5 +1,5 @@
 #!/bin/sh
-# usage: prerequisites.sh build|test|guest|lint PYTHON
+# usage: prerequisites.sh build|test|guest|lint|fuzz PYTHON
 # Says which of Debian's packages are missing, and installs them where that is not a surprise:
 # as root in CI, or as root on a Debian where the README's promise is that make does everything.
 set -eu
@@ -50,6 +50,11 @@ guest)
     command -v newuidmap >/dev/null 2>&1 || need uidmap
     command -v useradd >/dev/null 2>&1 || need passwd
     ;;
+fuzz)
+    command -v clang >/dev/null 2>&1 || need clang
+    # What -fsanitize=fuzzer,address,undefined links with.
+    ls "$(clang -print-resource-dir 2>/dev/null)"/lib/*/libclang_rt.fuzzer* >/dev/null 2>&1 || need libclang-rt-dev
+    ;;
 lint)
     if [ "${CI:-}" = true ]; then
         command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || optional="gcc-aarch64-linux-gnu"
@@ -79,6 +84,10 @@ fi
 case $what in
 build)
     echo "To build isobox, this is missing. On Debian or Ubuntu, as root: $install" >&2
+    exit 1
+    ;;
+fuzz)
+    echo "To fuzz, this is missing. On Debian or Ubuntu, as root: $install" >&2
     exit 1
     ;;
 *)

@@ -183,7 +183,7 @@ def _filter(ffi: Any, lib: Any, otherwise: int, calls: Iterable[_Call], foreign:
 
 
 def _check_size(calls: Iterable[_Call], tables: int) -> None:
-    """Raise SpecError for what libseccomp takes minutes over, or writes beyond its memory for (65536 blocks)."""
+    """Raise SpecError for what libseccomp takes minutes over, or writes beyond its memory for."""
     conditions = [sum(len(comparisons) for _, comparisons in set(call.exceptions)) for call in calls]
     if max(conditions, default=0) > _MOST_CONDITIONS:
         raise SpecError(

@@ -1,0 +1,13 @@
+"""One target of targets.py under Atheris: ``python.py TARGET [options and folders of libFuzzer]``."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["isobox"]):
+    import targets
+
+atheris.Setup([sys.argv[0], *sys.argv[2:]], targets.TARGETS[sys.argv[1]])
+atheris.Fuzz()
