@@ -13,9 +13,9 @@ FLAGS = (
 ).split()
 
 TARGETS = {
-    "mountinfo": ("ops.c",),
+    "mountinfo": ("landlock.c", "ops.c"),
     "replies": (),
-    "requests": ("ops.c", "remount.c"),
+    "requests": ("landlock.c", "ops.c", "remount.c"),
 }
 """The targets in C, and what is compiled with them: isobox-init's parts, without its system calls."""
 

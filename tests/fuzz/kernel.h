@@ -23,7 +23,7 @@ long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg);
 #define isobox_clone(flags, stack, pidfd, entry, arg) ((void)(stack), kernel_clone(flags, entry, arg))
 #define isobox_clone_into(cgroup_fd, flags, stack, size, pidfd, entry, arg) \
     ((void)(cgroup_fd), (void)(stack), kernel_clone(flags, entry, arg))
-#define isobox_close_from(first) kernel(__NR_close_range, first, ~0U, 0, 0, 0, 0)
+#define isobox_close_from(first, spared) kernel(__NR_close_range, first, ~0U, spared, 0, 0, 0)
 
 /* ops.c has its own, which the sanitizers look into this way; init.c has its own _start. */
 #define memcpy isobox_memcpy

@@ -225,7 +225,10 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
     case __NR_sendmsg:
         now_.left_root = 0; /* the end of that request */
         return check_message((void *)b);
-    case __NR_close: return close_file(a), 0;
+    case __NR_close:
+        if (now_.in_child && a >= 0 && a < FILES && !now_.open[a]) /* close_range may have been there before */
+            return -9; /* EBADF */
+        return close_file(a), 0;
     case __NR_munmap: return unmap(a);
     case __NR_wait4: return wait_for((void *)b, (void *)d);
     case __NR_clock_gettime: return 0; /* midnight */
@@ -300,9 +303,10 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
         return failed ? failed : answer && answer < c ? (long)answer : c;
     case __NR_read: return failed; /* no mounts: mountinfo.c has them */
     case __NR_close_range:
-        if (now_.in_child && !failed)
-            memset(now_.open + a, 0, sizeof now_.open - (size_t)a);
+        for (long fd = a; now_.in_child && !failed && fd < FILES; fd++)
+            now_.open[fd] &= fd == c; /* the one that is spared */
         return failed;
+    case __NR_landlock_create_ruleset: return touch((void *)a, (size_t)b), failed ? failed : new_file();
     case __NR_setgroups: return touch((void *)b, (size_t)a * 4), failed;
     case __NR_sethostname: return touch((void *)a, (size_t)b), failed;
     case __NR_sched_setaffinity: return touch((void *)c, (size_t)b), failed;
@@ -332,6 +336,7 @@ static void reset(void)
     slots_used = 0;
     new_root = -1;
     own_pids = -1;
+    isobox_ruleset = -1;
     received_count = 0;
     isobox_base_count = 0;
 }
@@ -344,6 +349,8 @@ static void check_files(void)
         close_file(own_pids);
     if (new_root >= 0)
         close_file(new_root);
+    if (isobox_ruleset >= 0)
+        close_file(isobox_ruleset);
     for (unsigned int i = 0; i < isobox_base_count; i++)
         close_file(isobox_bases[i]);
     for (int i = 0; i < slots_used; i++) {

@@ -284,10 +284,12 @@ static void exec_child(void *argument)
 /* The child that becomes a program: in our memory until then, while we wait. */
 static long clone_exec(struct exec_child *child, int cgroup_fd)
 {
-    unsigned int bases = isobox_base_count; /* one that it opens is open there only */
+    unsigned int bases = isobox_base_count; /* what it opens is open there only */
+    int ruleset = isobox_ruleset;
     long pid = isobox_clone_into(cgroup_fd, CLONE_VM_ | CLONE_VFORK_ | SIGCHLD_, child_stack, sizeof child_stack, 0,
                                  exec_child, child);
     isobox_base_count = bases;
+    isobox_ruleset = ruleset;
     return pid;
 }
 
