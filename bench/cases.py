@@ -23,6 +23,17 @@ TRUE = str(BUILD / "true")
 GIB = 1 << 30
 MIB = 1 << 20
 RESIDENT = {"10 MB": 10 * MIB, "1 GB": GIB, "4 GB": 4 * GIB}
+EXTRA = "and with Landlock"
+WALLS = (
+    "",
+    "covered paths",
+    "seccomp filter",
+    "user namespace",
+    "own network",
+    "limits",
+    EXTRA,
+)
+"""What is left out in turn, as `bench.subject` knows it; the last comes on top of the default."""
 WORK = {
     "CPU": ["cpu"],
     "files on a bind mount": ["files"],
@@ -61,7 +72,7 @@ class Bench:
     peers: Peers
     quick: bool
     dynamic: str = field(factory=lambda: dynamic_program())
-    remotes: dict[int, Remote] = field(factory=dict)
+    remotes: dict[str, Remote] = field(factory=dict)
     _seen: list[str] = field(factory=list)
 
     @property
@@ -79,18 +90,21 @@ class Bench:
                 self._seen.append(self.dynamic)
         return self._seen[0]
 
-    def isobox(self, resident: int = 0) -> Remote:
-        """The process that uses isobox and holds so many bytes; one of each size."""
-        if resident not in self.remotes:
-            command = [sys.executable, "-m", "bench.subject", str(self.rootfs), "--resident", str(resident)]
-            self.remotes[resident] = Remote(command)
-        return self.remotes[resident]
+    def isobox(self, resident: int = 0, *, uncovered: bool = False) -> Remote:
+        """The process that uses isobox and holds so many bytes; one of each kind."""
+        options = ["--resident", str(resident), *(["--uncovered"] if uncovered else [])]
+        key = " ".join(options)
+        if key not in self.remotes:
+            self.remotes[key] = Remote([sys.executable, "-m", "bench.subject", str(self.rootfs), *options])
+        return self.remotes[key]
 
-    def asked(self, resident: int = 0, **request: object) -> Callable[[int], Sequence[float]]:
+    def asked(
+        self, resident: int = 0, *, uncovered: bool = False, **request: object
+    ) -> Callable[[int], Sequence[float]]:
         """Takes samples by asking that process."""
 
         def take(count: int) -> Sequence[float]:
-            samples: Sequence[float] = self.isobox(resident).ask(count=count, **request)
+            samples: Sequence[float] = self.isobox(resident, uncovered=uncovered).ask(count=count, **request)
             return samples
 
         return take
@@ -164,6 +178,23 @@ def executed(bench: Bench) -> Case:
         Subject("dynamic program: exec, measure=True", bench.asked(measure=True, **dynamic), 20),
     ]
     return Case("exec", interleave("exec", subjects, bench.rounds(5, 15)))
+
+
+def walls(bench: Bench) -> Case:
+    """What each wall costs: a start and an exec without it, beside those with all of them."""
+    subjects = []
+    for what, count in (("start", 5), ("exec", 20)):
+        name = {"start": "isobox.run", "exec": "exec, measure=False"}[what]
+        for wall in WALLS:
+            ask: dict[str, Any] = {"do": "walls", "without": wall, "what": what}
+            uncovered = wall == "covered paths"
+            if (uncovered and what == "exec") or (wall == "user namespace" and os.geteuid()):
+                continue  # covered at the start, once; needed by an ordinary user
+            title = f"{name}, without {wall}" if wall else f"{name}, all walls"
+            if wall == EXTRA:
+                title = f"{name}, all walls and Landlock"
+            subjects.append(Subject(title, bench.asked(uncovered=uncovered, **ask), count))
+    return Case("the price of each wall", interleave("walls", subjects, bench.rounds(4, 15)))
 
 
 def _memory_available() -> int:
@@ -284,6 +315,7 @@ CASES: dict[str, Callable[[Bench], Case]] = {
     "oneshot": oneshot,
     "spaced": spaced,
     "exec": executed,
+    "walls": walls,
     "resident": resident,
     "threads": threaded,
     "teardown": teardown,

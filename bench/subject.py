@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import isobox
+from isobox import shells
 
 from .remote import serve
 from .samples import progress
@@ -22,6 +23,19 @@ from .samples import progress
 CPU: Final = 1.0
 MEMORY: Final = "256M"
 MIB: Final = 1 << 20
+
+
+def _without(wall: str) -> dict[str, Any]:
+    """The options of a container that lacks one wall; with "" it has all that it has by default."""
+    return {
+        "": {},
+        "user namespace": {"userns": "host"},
+        "seccomp filter": {"seccomp": None},
+        "own network": {"network": "host"},
+        "limits": {"cpu": None, "memory": None, "pids": None},
+        "covered paths": {},  # by --uncovered
+        "and with Landlock": {"landlock": isobox.Landlock(read=["/"], write=["/"])},
+    }[wall]
 
 
 def _times(count: int, once: Callable[[], object], gap_ms: float = 0) -> list[int]:
@@ -117,6 +131,16 @@ class Measurements:
         live = self.live(image or self._rootfs)
         return _times(count, lambda: live.exec([program], measure=measure).check())
 
+    def walls(self, count: int, without: str, what: str) -> list[int]:
+        """A one-shot run, or an exec with measure=False, where one wall is down; nanoseconds."""
+        options = {**self.limits(), **_without(without)}
+        if what == "start":
+            return _times(count, lambda: isobox.run(["/true"], image=self._rootfs, **options).check())
+        key = f"without {without}"
+        if key not in self._live:
+            self._live[key] = isobox.Container(self._rootfs, **options).start()
+        return _times(count, lambda: self._live[key].exec(["/true"], measure=False).check())
+
     def threads(self, threads: int, seconds: float) -> list[float]:
         """One-shot runs a second that so many threads reach together."""
         deadline = time.perf_counter() + seconds
@@ -205,7 +229,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("rootfs")
     parser.add_argument("--resident", type=int, default=0)
+    parser.add_argument("--uncovered", action="store_true")
     options = parser.parse_args()
+    if options.uncovered:
+        from isobox.security.paths import Covers
+
+        shells.covers = lambda **_: Covers((), ())  # type: ignore[assignment]
     ballast = bytearray(options.resident)
     for page in range(0, len(ballast), 4096):
         ballast[page] = 1

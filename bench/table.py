@@ -15,6 +15,7 @@ REFERENCES = {
     "oneshot": ("floor", "isobox.run"),
     "spaced": ("floor", "isobox.run"),
     "exec": ("floor: server inside", "subprocess.run"),
+    "walls": ("isobox.run, all walls", "exec, measure=False, all walls"),
     "resident": ("isobox.run, 10 MB", "exec, 10 MB"),
     "threads": ("floor, one process", "isobox.run, one thread"),
     "teardown": ("floor, 0 processes", "floor, 100 processes"),
