@@ -152,3 +152,9 @@ def test_links_and_languages(page: Path) -> None:
             names = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
             anchors = {re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-") for name in names}
             assert heading in anchors, target
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    for page in [*PAGES, ROOT / "SECURITY.md"]:
+        for path in re.findall(r"\btests/[\w/]+\.\w+", page.read_text()):
+            assert (ROOT / path).is_file(), f"{page}: {path}"
