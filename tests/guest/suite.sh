@@ -30,10 +30,13 @@ for folder in tests/unit tests/kernel tests/faults; do
     part "root, $folder" "$python" -m pytest -m 'not slow' "$not_here" $folder "$@"
 done
 kernel=tests/kernel
+hostile=tests/hostile
+part "root, $hostile" "$python" -m pytest -m 'not slow' $hostile/test_init.py $hostile/test_privileges.py \
+    $hostile/test_machine.py $hostile/test_neighbours.py "$@"
 part "without births in cgroups" "$python" tests/older.py clone_into_cgroup -- \
     "$python" -m pytest -m 'not slow' $kernel/test_exec.py $kernel/test_limits.py $kernel/test_meaning.py "$@"
 of_users="$kernel/test_features.py $kernel/test_meaning.py $kernel/test_limits.py $kernel/test_user.py
-    $kernel/test_idmap.py $kernel/test_doctor.py $kernel/test_container.py"
+    $kernel/test_idmap.py $kernel/test_doctor.py $kernel/test_container.py $hostile/test_init.py"
 # shellcheck disable=SC2086  # a list of files
 part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users "$@"
 # shellcheck disable=SC2086

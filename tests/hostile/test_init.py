@@ -32,7 +32,7 @@ def tracer(everything_is_given_back: None) -> Iterator[Container]:
 
 def apart(container: Container) -> bool:
     """Whether each program has a PID namespace of its own."""
-    return len({sh(container, "readlink /proc/self/ns/pid") for _ in range(2)}) == 2
+    return len({sh(container, "echo $$") for _ in range(2)}) == 1  # the first beside its own PID 1, each time
 
 
 # CVE-2019-5736: the runtime's own program, reached through /proc
