@@ -18,14 +18,18 @@ TESTS ?= tests
 # Not the leaks, which measure memory that the sanitizers keep back; not the faults, which take away the
 # descriptors and the processes that the sanitizers themselves need.
 SANITIZE_TESTS ?= tests/unit tests/kernel
+# What depends on whether a user has cgroups.
+DELEGATED_TESTS ?= $(addprefix tests/kernel/test_,cgroups.py container.py devices.py doctor.py exec.py features.py \
+    host_program.py idmap.py limits.py meaning.py namespaces.py placement.py popen.py reasons.py scope.py user.py) \
+    tests/hostile/test_exhaustion.py tests/hostile/test_init.py
 # What User Mode Linux can't show: cpusets, pressure, time namespaces, two CPUs, newer overlays and idmapped mounts.
 QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/test_doctor.py::test_here \
     tests/kernel/test_doctor.py::test_all_limits_work_for_root tests/kernel/test_namespaces.py \
     tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py tests/kernel/test_features.py \
     tests/kernel/test_meaning.py tests/kernel/test_devices.py tests/kernel/test_landlock.py::TestScopes
-# Without close_range and without clone3 nothing differs but how isobox-init and programs start.
-OLDER_LANES ?= linux-5.10 close_range
 OLDER_TESTS ?= tests/kernel
+# Nothing differs there but how isobox-init and programs start.
+STARTS := tests/kernel/test_exec.py tests/kernel/test_popen.py tests/kernel/test_container.py
 OLDER_LACKS := mount_setattr,host_folders,landlock_paths,landlock_ports,landlock_scopes
 PYTEST_ARGS ?=
 # None named: all of them, see tests/fuzz/run.py.
@@ -54,7 +58,7 @@ test: venv
 	@if [ "$$(id -u)" = 0 ]; then \
 	    set -ex; \
 	    sh tests/as_user.sh $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS); \
-	    ISOBOX_DELEGATE=1 sh tests/as_user.sh $(RUN) -m pytest -m 'not slow' tests/kernel $(PYTEST_ARGS); \
+	    ISOBOX_DELEGATE=1 sh tests/as_user.sh $(RUN) -m pytest -m 'not slow' $(DELEGATED_TESTS) $(PYTEST_ARGS); \
 	    sh tests/hosts.sh $(RUN) $(PYTEST_ARGS); \
 	    sh tests/v1_only.sh sh tests/hosts.sh $(RUN) $(PYTEST_ARGS); \
 	fi
@@ -74,9 +78,9 @@ test-guest-systemd: venv
 # What the calls that nothing stands in for lead to is in tests/kernel/test_older.py, which make test runs.
 test-older: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
-	@set -ex; export ISOBOX_MAY_LACK=$(OLDER_LACKS); for lane in $(OLDER_LANES); do \
-	    $(RUN) tests/older.py $$lane -- $(RUN) -m pytest -m 'not slow' $(OLDER_TESTS) $(PYTEST_ARGS); \
-	done
+	ISOBOX_MAY_LACK=$(OLDER_LACKS) $(RUN) tests/older.py linux-5.10 -- \
+	    $(RUN) -m pytest -m 'not slow' $(OLDER_TESTS) $(PYTEST_ARGS)
+	$(RUN) tests/older.py close_range -- $(RUN) -m pytest -m 'not slow' $(STARTS) $(PYTEST_ARGS)
 	@if [ "$$(id -u)" = 0 ]; then \
 	    set -ex; export ISOBOX_MAY_LACK=$(OLDER_LACKS); \
 	    $(RUN) tests/older.py linux-5.10 -- sh tests/as_user.sh \
