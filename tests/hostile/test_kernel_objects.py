@@ -250,6 +250,7 @@ with isobox.Container(rlimits={sys.argv[4]: own}) as container:
 """
 
 
+@pytest.mark.requires("id_ranges")
 class TestOfTheUser:
     """Counted for the user who started it, for all users inside together: the starter's soft limit holds."""
 

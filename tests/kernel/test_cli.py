@@ -93,8 +93,9 @@ def screen(*arguments: str, rows: int = 24, columns: int = 80) -> Iterator[Scree
         os.close(slave)
 
 
-# Makes the terminal the controlling one, so that Ctrl-C is a signal, and becomes isobox.
-CONTROLLING = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+# Makes the terminal the controlling one, so that Ctrl-C is a signal; becomes isobox; nohup ignores SIGHUP.
+CONTROLLING = "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+CONTROLLING += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
 CONTROLLING += "os.execv(sys.argv[1], sys.argv[1:])"
 
 

@@ -257,6 +257,7 @@ class TestNoWayBack:
                 said = process.communicate(timeout=60)[0]
         assert "/dev/pts/" in said and "Permission denied" in said
 
+    @pytest.mark.requires("id_ranges")
     def test_as_another_user(self, mount: Mount) -> None:
         with Container(mounts=[mount], landlock=Landlock(read=SYSTEM), user="1") as box:
             assert outcome(box, self.STEAL) == "EACCES"
