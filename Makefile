@@ -36,7 +36,7 @@ PYTEST_ARGS ?=
 FUZZ_TARGETS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-guest test-guest-systemd test-older hosts lint bench sanitize fuzz venv clean
+.PHONY: demo test guests test-guest test-guest-uml test-guest-qemu test-guest-systemd test-older hosts lint bench sanitize fuzz venv clean
 
 venv: $(STAMP)
 
@@ -63,16 +63,20 @@ test: venv
 	    sh tests/v1_only.sh sh tests/hosts.sh $(RUN) $(PYTEST_ARGS); \
 	fi
 
-test-guest: venv
+guests: venv
 	@sh tests/prerequisites.sh test "$(PYTHON)"
 	@sh tests/prerequisites.sh guest "$(PYTHON)"
+
+test-guest: test-guest-uml test-guest-qemu
+
+test-guest-uml: guests
 	$(RUN) tests/guest/guest.py --memory 8192 --timeout 3600 -- sh tests/guest/suite.sh $(RUN) $(PYTEST_ARGS)
+
+test-guest-qemu: guests
 	ISOBOX_MUST_WORK=1 ISOBOX_MAY_LACK= $(RUN) tests/guest/guest.py --qemu -- \
 	    $(RUN) -m pytest -p no:cacheprovider -m 'not slow' $(QEMU_TESTS) $(PYTEST_ARGS)
 
-test-guest-systemd: venv
-	@sh tests/prerequisites.sh test "$(PYTHON)"
-	@sh tests/prerequisites.sh guest "$(PYTHON)"
+test-guest-systemd: guests
 	$(RUN) tests/guest/guest.py --systemd -- sh tests/guest/sessions.sh $(RUN)
 
 # What the calls that nothing stands in for lead to is in tests/kernel/test_older.py, which make test runs.
