@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bystanders import unharmed, well
 from isobox import Container, Mount
 from leftovers import nothing_left
 
@@ -35,6 +36,27 @@ def box(everything_is_given_back: None) -> Iterator[Container]:
     """A container with the options that nobody gave."""
     with Container() as container:
         yield container
+
+
+@pytest.fixture(scope="module")
+def all_well() -> Iterator[None]:
+    """For modules whose attacks go for the machine: nobody else was hurt when all are over."""
+    with unharmed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def neighbour() -> Iterator[Container]:
+    """Another container, which has nothing to do with the attack."""
+    with Container() as container:
+        yield container
+
+
+@pytest.fixture
+def the_next_is_well(neighbour: Container) -> Iterator[None]:
+    """The neighbour runs programs after each attack."""
+    yield
+    assert well(neighbour)
 
 
 @pytest.fixture

@@ -6,38 +6,22 @@ is taken down: so it is that which holds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import isobox
-from bystanders import got, unharmed, well
+from bystanders import got, well
 from isobox import Container, Mount
 from patience import patient
 from programs import HOG, python
 
-pytestmark = pytest.mark.requires("user_namespaces", "overlay")
+pytestmark = [
+    pytest.mark.requires("user_namespaces", "overlay"),
+    pytest.mark.usefixtures("all_well", "the_next_is_well"),
+]
 
 LIMITED = isobox.host.features().cgroup_pids
-
-
-@pytest.fixture(autouse=True, scope="module")
-def all_well() -> Iterator[None]:
-    with unharmed():
-        yield
-
-
-@pytest.fixture(scope="module")
-def neighbour() -> Iterator[Container]:
-    with Container() as container:
-        yield container
-
-
-@pytest.fixture(autouse=True)
-def the_next_is_well(neighbour: Container) -> Iterator[None]:
-    yield
-    assert well(neighbour)
 
 
 def few(number: int) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from bystanders import unharmed, well
+from bystanders import well
 from isobox import PIPE, Container, ExecError
 from leftovers import descendants, resident, wait_until
 from patience import patient
 from programs import DAEMON, alone, python
 
-pytestmark = pytest.mark.requires("user_namespaces", "overlay")
+pytestmark = [pytest.mark.requires("user_namespaces", "overlay"), pytest.mark.usefixtures("all_well")]
 
 MOST = 1 << 20
 """Bytes of output that a flood may have."""
@@ -37,18 +37,6 @@ for _ in range(int(sys.argv[1]) >> 16):
         file = sys.stdout if name == "o" else sys.stderr
         file.buffer.write(piece)
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def all_well() -> Iterator[None]:
-    with unharmed():
-        yield
-
-
-@pytest.fixture(scope="module")
-def neighbour() -> Iterator[Container]:
-    with Container() as container:
-        yield container
 
 
 @pytest.fixture

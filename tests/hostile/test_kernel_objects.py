@@ -13,36 +13,20 @@ import pty
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 import isobox
-from bystanders import got, unharmed, well
+from bystanders import got, well
 from isobox import Container, ExecError
 from leftovers import wait_until
 from patience import patient
 from programs import python, said
 
-pytestmark = pytest.mark.requires("user_namespaces", "overlay")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def all_well() -> Iterator[None]:
-    with unharmed():
-        yield
-
-
-@pytest.fixture(scope="module")
-def neighbour() -> Iterator[Container]:
-    with Container() as container:
-        yield container
-
-
-@pytest.fixture(autouse=True)
-def the_next_is_well(neighbour: Container) -> Iterator[None]:
-    yield
-    assert well(neighbour)
+pytestmark = [
+    pytest.mark.requires("user_namespaces", "overlay"),
+    pytest.mark.usefixtures("all_well", "the_next_is_well"),
+]
 
 
 OPEN = """

@@ -12,21 +12,15 @@ from typing import Literal
 
 import pytest
 
-from bystanders import unharmed, well
+from bystanders import well
 from isobox import Container
 from isobox.discard import remove_tree
 from programs import python, said
 
-pytestmark = pytest.mark.requires("user_namespaces", "overlay")
+pytestmark = [pytest.mark.requires("user_namespaces", "overlay"), pytest.mark.usefixtures("all_well")]
 
 Upper = Literal["memory", "disk"]
 UPPERS = pytest.mark.parametrize("upper", ["memory", "disk"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def all_well() -> Iterator[None]:
-    with unharmed():
-        yield
 
 
 # A path this long has no name: only who goes there step by step arrives.

@@ -161,8 +161,7 @@ def usual() -> dict[str, Any]:
     found = run(WORKS, "")
     for network in ("none", "host"):
         seen = found[network]
-        # An ordinary user's own /dev is no wall: its devices are those of the host, bound there.
-        assert seen["said"].count("Read-only file system") == (3 if os.geteuid() else 4)
+        assert seen["said"].count("Read-only file system") == 4
         assert seen["mounts"]["/mnt/dev/shm"].startswith("ro,")
         assert seen["descriptors"] == ["0", "1", "2", "3"] and seen["measured"] == 0  # 3: the listing
     return found
