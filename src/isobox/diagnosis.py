@@ -20,7 +20,7 @@ from isobox.errors import CleanupError, IsoboxError, UnsupportedError
 from isobox.findings import Item, Status
 from isobox.hints import NESTED, disk_refused, overlay_refused, proc_refused, unsupported
 from isobox.host import features
-from isobox.plan.ops import make
+from isobox.plan.ops import HOST_PATH, make
 from isobox.probes import (
     ATTR_QUIET,
     CLONE_NEWCGROUP,
@@ -31,7 +31,6 @@ from isobox.probes import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
-    HOST_PATH,
     Probes,
     Refusal,
     for_host,

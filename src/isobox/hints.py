@@ -13,8 +13,7 @@ from typing import Final
 from . import idmap
 from .errors import UnsupportedError
 from .host import features
-from .plan.ops import Op
-from .plan.setup import NO_LINKS
+from .plan.ops import NO_LINKS, Op
 
 NESTED: Final = (
     "run the container around this program with its /proc and /sys unmasked "

@@ -24,7 +24,17 @@ from isobox.control import Control
 from isobox.errors import SetupError
 from isobox.host import features
 from isobox.idmap import COUNT, RANGE_END, IdMap
-from isobox.plan.ops import Op, describe, encode, filesystem, make
+from isobox.plan.ops import (
+    ATTR_NODEV,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    HOST_PATH,
+    Op,
+    describe,
+    encode,
+    filesystem,
+    make,
+)
 
 # include/uapi/linux/sched.h, wait.h and mount.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -37,9 +47,7 @@ CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 _WALL: Final = 0x40000000
 MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
-ATTR_QUIET: Final = 0x2 | 0x4 | 0x8  # nosuid, nodev, noexec
-HOST_PATH: Final = 0
-BELOW_ROOT: Final = 1
+ATTR_QUIET: Final = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 
 
 @frozen

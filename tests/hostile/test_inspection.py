@@ -11,6 +11,7 @@ import pytest
 
 import isobox
 from isobox import Container
+from isobox.rootfs.views import VIEWED
 from isobox.security import capabilities
 from patience import patient
 from programs import said
@@ -116,13 +117,7 @@ def test_findmnt(box: Container) -> None:
         if kind == "devtmpfs" or target == "/dev" or target.startswith("/dev/"):
             continue  # /dev/null, over a file; the device nodes
         assert "nodev" in present, (target, kind, present)
-        assert kind == "overlay" or "ro" in present or target in (*MOUNTS, *isobox_views()), (target, kind)
-
-
-def isobox_views() -> tuple[str, ...]:
-    from isobox.rootfs.views import VIEWED
-
-    return VIEWED
+        assert kind == "overlay" or "ro" in present or target in (*MOUNTS, *VIEWED), (target, kind)
 
 
 def test_status(box: Container) -> None:

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..security.paths import Covers
-from .ops import Op, make
+from .ops import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, HOST_PATH, OPEN_TREE_CLONE, Op, make
 
-# include/uapi/linux/mount.h
-OPEN_TREE_CLONE: Final = 1
-READ_ONLY: Final = 0x1 | 0x2 | 0x4 | 0x8  # MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC
-HOST_PATH: Final = 0
+READ_ONLY: Final = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 
 
 def cover_ops(covers: Covers, below: int, empty: str | None = None, within: str = "/") -> Iterator[Op]:

@@ -12,9 +12,8 @@ from functools import lru_cache
 from attrs import frozen
 
 from ..security.paths import Covers
-from .covers import HOST_PATH, cover_ops
-from .ops import Op, encode, encode_op, make
-from .setup import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID
+from .covers import cover_ops
+from .ops import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, HOST_PATH, Op, encode, encode_op, make
 
 STATUS_FD, STDIN_FD, STDOUT_FD, STDERR_FD, FIRST_JOIN_FD = range(5)
 """Places in the table of descriptors that travels with an exec."""

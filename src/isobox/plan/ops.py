@@ -25,6 +25,18 @@ _HEAD: Final = struct.Struct("=HHIqqqq")
 _REQUEST: Final = struct.Struct("=IIIIqqqq")
 _LENGTH: Final = struct.Struct("=I")
 
+# Arguments of ops. include/uapi/linux/mount.h and fcntl.h:
+OPEN_TREE_CLONE: Final = 0x1
+AT_RECURSIVE: Final = 0x8000
+ATTR_RDONLY: Final = 0x1
+ATTR_NOSUID: Final = 0x2
+ATTR_NODEV: Final = 0x4
+ATTR_NOEXEC: Final = 0x8
+# and where a path is, as isobox.h has it:
+HOST_PATH: Final = 0
+BELOW_ROOT: Final = 1
+NO_LINKS: Final = 2  # below the root, where no link leads elsewhere
+
 
 @frozen(slots=False)
 class Op:

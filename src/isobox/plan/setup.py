@@ -14,23 +14,27 @@ from typing import Final
 from attrs import define, field, frozen
 
 from ..rootfs.layers import Directory, Link, Rootfs, Tree
+from ..security.capabilities import BITS
 from ..security.landlock import CONNECT_TCP, Ruleset, allowed
 from ..security.paths import Covers
 from ..spec import Mount
-from .covers import HOST_PATH, OPEN_TREE_CLONE, cover_ops
-from .ops import Op, make
+from .covers import cover_ops
+from .ops import (
+    AT_RECURSIVE,
+    ATTR_NODEV,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    ATTR_RDONLY,
+    BELOW_ROOT,
+    HOST_PATH,
+    NO_LINKS,
+    OPEN_TREE_CLONE,
+    Op,
+    make,
+)
 
-# include/uapi/linux/mount.h, sched.h, fcntl.h and capability.h
-AT_RECURSIVE: Final = 0x8000
-ATTR_RDONLY: Final = 0x1
-ATTR_NOSUID: Final = 0x2
-ATTR_NODEV: Final = 0x4
-ATTR_NOEXEC: Final = 0x8
-ATTR_NOATIME: Final = 0x10
-MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
-CAP_SYS_PTRACE: Final = 1 << 19
-BELOW_ROOT: Final = 1
-NO_LINKS: Final = 2  # below the root, where no link leads elsewhere
+MS_REC_PRIVATE: Final = 0x4000 | 1 << 18  # include/uapi/linux/mount.h
+CAP_SYS_PTRACE: Final = 1 << BITS["CAP_SYS_PTRACE"]
 
 DEVICES: Final = {
     "null": (1, 3),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Iterable
 from functools import cache
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from isobox.errors import UnsupportedError
 from isobox.landlock import Landlock
@@ -46,6 +47,8 @@ _NEEDS: Final = {
 }
 ABI_OF_SCOPES: Final = 6
 
+_Listed = TypeVar("_Listed", str, int)
+
 
 class Ruleset(NamedTuple):
     """What landlock_create_ruleset and landlock_add_rule take. `paths` and `ports`: with what is allowed."""
@@ -68,29 +71,30 @@ def ruleset(landlock: Landlock | Literal["default"] | None, abi: int) -> Ruleset
     if not isinstance(landlock, Landlock):
         return None
     _check(landlock, abi)
-    paths: dict[str, int] = {}
-    fs = net = 0
-    for name, access in _PATHS.items():
-        given = getattr(landlock, name)
-        if given is not None:
-            fs |= access
-            for path in given:
-                paths[path] = paths.get(path, 0) | access
+    paths: dict[str, int]
+    fs, paths = _gather((access, getattr(landlock, name)) for name, access in _PATHS.items())
     if fs and not fs & REFER:
         # Wherever paths are restricted at all, renaming to another directory has to be allowed expressly.
         fs |= REFER
         paths["/"] = paths.get("/", 0) | REFER
-    ports: dict[int, int] = {}
-    for name, access in _PORTS.items():
-        given = getattr(landlock, name)
-        if given is not None:
-            net |= access
-            for port in given:
-                ports[port] = ports.get(port, 0) | access
+    ports: dict[int, int]
+    net, ports = _gather((access, getattr(landlock, name)) for name, access in _PORTS.items())
     scoped = sum(SCOPES[name] for name in landlock.scope or ())
     if not fs | net | scoped:
         return None
     return Ruleset(fs, net, scoped, tuple(paths.items()), tuple(ports.items()))
+
+
+def _gather(given: Iterable[tuple[int, Iterable[_Listed] | None]]) -> tuple[int, dict[_Listed, int]]:
+    """From the rights and the list of each option: what is restricted, and what is allowed where."""
+    restricted = 0
+    rights: dict[_Listed, int] = {}
+    for access, listed in given:
+        if listed is not None:
+            restricted |= access
+            for one in listed:
+                rights[one] = rights.get(one, 0) | access
+    return restricted, rights
 
 
 def refuse_proc(landlock: Landlock | Literal["default"] | None) -> None:
