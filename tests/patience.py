@@ -1,6 +1,7 @@
 """How long tests wait where everything takes longer: ISOBOX_PATIENCE says how many times (1).
 
-It stretches what bounds the time that isobox or a test takes, and never a limit that isobox is to hold.
+It stretches what bounds the time that isobox or a test takes, and never a limit that isobox is to hold. In a
+guest it is also multiplied by how much slower than its host that is.
 """
 
 from __future__ import annotations

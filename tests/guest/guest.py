@@ -95,14 +95,15 @@ def run(
     machine: UserModeLinux | Qemu, command: Sequence[str], *, systemd: bool, memory: int, timeout: float
 ) -> int:
     """Boot, run, end. Returns the exit status."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
         "ISOBOX_GUEST": machine.name,
-        **machine.environment,
-        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        **passed_on,
+        "ISOBOX_PATIENCE": str(machine.slowness * float(passed_on.get("ISOBOX_PATIENCE", "1"))),
     }
     settings = {
         "machine": machine.name,

@@ -7,7 +7,7 @@ import re
 import resource
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import kernel
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 CHECKOUT = Path(__file__).resolve().parents[2]
-EMULATION_SLOWNESS = 12
+EMULATION_SLOWNESS = 12.0
 """How much slower than here programs run where the processor is emulated."""
 
 # /dev/kvm alone does not say it: some virtual machines have one for guests that are made for it.
@@ -41,7 +41,7 @@ class UserModeLinux:
 
     name = "uml"
     needed = ("linux.uml", "busybox", "mkfs.ext4", "unshare")
-    environment: Mapping[str, str] = {}
+    slowness = 1.0
 
     def settings(self) -> dict[str, str]:
         return {"modules": "/usr/lib/uml/modules"}
@@ -65,7 +65,7 @@ class Qemu:
 
     name = "qemu"
     needed = ("qemu-system-x86_64", VIRTIOFSD, "busybox", "mkfs.ext4", "setpriv")
-    environment: Mapping[str, str] = {} if KVM else {"ISOBOX_PATIENCE": str(EMULATION_SLOWNESS)}
+    slowness = 1.0 if KVM else EMULATION_SLOWNESS
 
     def settings(self) -> dict[str, str]:
         return {

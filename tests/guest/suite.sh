@@ -1,8 +1,8 @@
 #!/bin/sh
 # usage: suite.sh PYTHON [PYTEST-ARGS...]      (as root in the guest of User Mode Linux)
 # The tests as root, then those whose outcome depends on the user as an ordinary one, as one with a single id, and
-# as one with a cgroup of its own. What the guest's kernel lacks is named here: a test that misses anything else
-# fails. Tells how long each part took; fails where one has failed.
+# as one with a cgroup of its own (whose limits and recovery are tested in sessions.sh). What the guest's kernel
+# lacks is named here: a test that misses anything else fails. Tells how long each part took; fails where one has.
 set -u
 cd "$(dirname "$0")/../.."
 python=$1
@@ -44,6 +44,6 @@ part "ordinary user with one id" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
     "$python" -m pytest -m 'not slow' $of_users "$@"
 # shellcheck disable=SC2086
 part "ordinary user with cgroups" env ISOBOX_DELEGATE=1 sh tests/as_user.sh "$python" -m pytest -m 'not slow' \
-    $of_users $kernel/test_cgroups.py $kernel/test_reasons.py $kernel/test_exec.py tests/faults/test_kill.py "$@"
+    $of_users $kernel/test_exec.py "$@"
 printf '%s' "$summary"
 exit $failed

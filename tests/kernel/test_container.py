@@ -18,6 +18,7 @@ import pytest
 import isobox
 from isobox import PIPE, Container, SpecError, StateError, UnsupportedError
 from leftovers import descendants, nothing_left, wait_until
+from patience import patient
 from programs import DAEMON, alone, python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -107,7 +108,7 @@ class TestStates:
             assert container.wait(0.1) is False
             threading.Timer(0.1, container.kill).start()
             assert container.wait(10) is True
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < patient(5)
 
     def test_its_init_dies(self) -> None:
         with Container() as container, container.popen(["sleep", "60"]) as process:
@@ -155,7 +156,7 @@ class TestEnds:
             process.stdout.readline()
             began = time.monotonic()
             container.stop(timeout=0.3)
-            assert 0.25 < time.monotonic() - began < 5
+            assert 0.25 < time.monotonic() - began < patient(5)
             assert process.wait(5) == -signal.SIGKILL
             assert process.result().reason == "killed"
             process.close()
@@ -164,7 +165,7 @@ class TestEnds:
         with Container() as container:
             began = time.monotonic()
             container.stop()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < patient(5)
 
     def test_a_signal_to_all_programs(self) -> None:
         with Container() as container:

@@ -72,8 +72,8 @@ def test_quickstart(tmp_path: Path) -> None:
     assert wall >= 1.5 * cpu, "half a core takes twice as long"
     # On v2 the kernel lets what it kills exceed the limit by a little.
     assert 100 < float(table["eats all memory"][2].removesuffix(" MiB")) < 130
-    # A slow machine ends it before it is so many; on v2 the one that was refused counts too.
-    assert 16 <= int(table["is a fork bomb"][3]) <= 65
+    # A slow machine ends it before it is many; on v2 the one that was refused counts too.
+    assert 2 <= int(table["is a fork bomb"][3]) <= 65
     assert "\x1b" not in output
 
 

@@ -581,15 +581,21 @@ class TestPause:
             assert wait_until(lambda: container.exec(["test", "-s", "/tmp/count"]).ok)
             pid = process.pid
 
-            def ticks() -> list[str]:
+            def used() -> tuple[float, list[str]]:
                 with open(f"/proc/{pid}/stat") as file:
-                    return [*file.read().split()[13:15], str(container.stats().cpu_time)]
+                    ticks = file.read().split()[13:15]
+                seconds = container.stats().cpu_time
+                assert seconds is not None
+                return seconds, ticks
 
             container.pause()
             assert container.state == "paused"
-            before = ticks()
-            time.sleep(0.2)
-            assert ticks() == before
+            seconds, ticks = used()
+            time.sleep(0.5)
+            after, ticks_after = used()
+            # A thread's last steps into its sleep come after it counts as frozen (cgroup_enter_frozen), and
+            # take long where the CPU is shared. By itself the program uses far more.
+            assert ticks_after == ticks and after - seconds < 0.01
             container.resume()
             assert container.state == "running"
             count = container.read_text("/tmp/count")
@@ -613,7 +619,7 @@ class TestPause:
             assert container.stats().wall_time is not None and container.pid is not None
             assert process.poll() is None
             container.update(pids=50, memory="128M")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < patient(5)
             container.resume()
             assert seen(container)[1] == 128 << 20
             with pytest.raises(StateError):

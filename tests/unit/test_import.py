@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -87,10 +88,16 @@ def test_import_is_quick(tmp_path: Path) -> None:
 
     def cost(module: str) -> float:
         code = f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"
-        return min(float(python(code, tmp_path)) for _ in range(5))
+        return float(python(code, tmp_path))
 
     cost("isobox")  # compiles
-    assert cost("isobox") < 3.5 * cost("attrs")
+    ours = theirs = math.inf
+    # By turns, and more often where a busy machine makes them look dear: the least is what each takes.
+    for times in range(1, 26):
+        ours, theirs = min(ours, cost("isobox")), min(theirs, cost("attrs"))
+        if times >= 5 and ours < 3.5 * theirs:
+            break
+    assert ours < 3.5 * theirs
 
 
 def test_exports() -> None:

@@ -27,8 +27,9 @@ SWITCH: Final = "ISOBOX_SYSTEMD_SCOPE"
 UNIT: Final = re.compile(r"/isobox-\d+-[0-9a-f]{8}\.scope(/|$)")
 """What a path in such a scope has in it."""
 
-_SECONDS: Final = 5.0
-"""For one connection: connecting, asking, and the moving."""
+_SECONDS: Final = 25.0
+"""For one connection: connecting, asking, and the moving. As long as libsystemd waits for any answer
+(sd_bus_get_method_call_timeout(3)): on a busy machine systemd may take seconds."""
 
 _MANAGER: Final = (
     "org.freedesktop.systemd1",
