@@ -18,22 +18,12 @@ from .native import BUILD, Floor
 from .peers import Peers
 from .remote import Remote
 from .samples import Failed, Series, Subject, interleave, progress
+from .subject import ALL_WALLS, UNCOVERED, WALLS
 
 TRUE = str(BUILD / "true")
 GIB = 1 << 30
 MIB = 1 << 20
 RESIDENT = {"10 MB": 10 * MIB, "1 GB": GIB, "4 GB": 4 * GIB}
-EXTRA = "and with Landlock"
-WALLS = (
-    "",
-    "covered paths",
-    "seccomp filter",
-    "user namespace",
-    "own network",
-    "limits",
-    EXTRA,
-)
-"""What is left out in turn, as `bench.subject` knows it; the last comes on top of the default."""
 WORK = {
     "CPU": ["cpu"],
     "files on a bind mount": ["files"],
@@ -90,21 +80,21 @@ class Bench:
                 self._seen.append(self.dynamic)
         return self._seen[0]
 
-    def isobox(self, resident: int = 0, *, uncovered: bool = False) -> Remote:
-        """The process that uses isobox and holds so many bytes; one of each kind."""
-        options = ["--resident", str(resident), *(["--uncovered"] if uncovered else [])]
+    def isobox(self, resident: int = 0, walls: str = ALL_WALLS) -> Remote:
+        """The process that uses isobox with such walls and holds so many bytes; one of each kind."""
+        options = ["--resident", str(resident), "--walls", walls]
         key = " ".join(options)
         if key not in self.remotes:
             self.remotes[key] = Remote([sys.executable, "-m", "bench.subject", str(self.rootfs), *options])
         return self.remotes[key]
 
     def asked(
-        self, resident: int = 0, *, uncovered: bool = False, **request: object
+        self, resident: int = 0, *, walls: str = ALL_WALLS, **request: object
     ) -> Callable[[int], Sequence[float]]:
         """Takes samples by asking that process."""
 
         def take(count: int) -> Sequence[float]:
-            samples: Sequence[float] = self.isobox(resident, uncovered=uncovered).ask(count=count, **request)
+            samples: Sequence[float] = self.isobox(resident, walls).ask(count=count, **request)
             return samples
 
         return take
@@ -180,20 +170,16 @@ def executed(bench: Bench) -> Case:
     return Case("exec", interleave("exec", subjects, bench.rounds(5, 15)))
 
 
-def walls(bench: Bench) -> Case:
+def walled(bench: Bench) -> Case:
     """What each wall costs: a start and an exec without it, beside those with all of them."""
-    subjects = []
-    for what, count in (("start", 5), ("exec", 20)):
-        name = {"start": "isobox.run", "exec": "exec, measure=False"}[what]
-        for wall in WALLS:
-            ask: dict[str, Any] = {"do": "walls", "without": wall, "what": what}
-            uncovered = wall == "covered paths"
-            if (uncovered and what == "exec") or (wall == "user namespace" and os.geteuid()):
-                continue  # covered at the start, once; needed by an ordinary user
-            title = f"{name}, without {wall}" if wall else f"{name}, all walls"
-            if wall == EXTRA:
-                title = f"{name}, all walls and Landlock"
-            subjects.append(Subject(title, bench.asked(uncovered=uncovered, **ask), count))
+    kinds = [walls for walls in WALLS if not (WALLS[walls].get("userns") == "host" and os.geteuid())]
+    subjects = [
+        Subject(f"isobox.run, {walls}", bench.asked(walls=walls, do="oneshot")) for walls in kinds
+    ] + [
+        Subject(f"exec, measure=False, {walls}", bench.asked(walls=walls, do="exec", measure=False), 20)
+        for walls in kinds
+        if walls != UNCOVERED  # that is done at the start, once
+    ]
     return Case("the price of each wall", interleave("walls", subjects, bench.rounds(4, 15)))
 
 
@@ -315,7 +301,7 @@ CASES: dict[str, Callable[[Bench], Case]] = {
     "oneshot": oneshot,
     "spaced": spaced,
     "exec": executed,
-    "walls": walls,
+    "walls": walled,
     "resident": resident,
     "threads": threaded,
     "teardown": teardown,

@@ -1,7 +1,7 @@
 """The process that uses isobox (and subprocess, beside it) and measures what that costs.
 
-Started as ``python -m bench.subject ROOTFS [--resident BYTES]``; a large one shows whether a start gets
-dearer with the memory that the program holds. All times are taken here, around the public API.
+Started as ``python -m bench.subject ROOTFS [--resident BYTES] [--walls WHICH]``; a large one shows whether a
+start gets dearer with the memory that the program holds. All times are taken here, around the public API.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from .samples import progress
 CPU: Final = 1.0
 MEMORY: Final = "256M"
 MIB: Final = 1 << 20
+ALL_WALLS: Final = "all walls"
+UNCOVERED: Final = "without covered paths"
 
 
-def _without(wall: str) -> dict[str, Any]:
-    """The options of a container that lacks one wall; with "" it has all that it has by default."""
-    return {
-        "": {},
-        "user namespace": {"userns": "host"},
-        "seccomp filter": {"seccomp": None},
-        "own network": {"network": "host"},
-        "limits": {"cpu": None, "memory": None, "pids": None},
-        "covered paths": {},  # by --uncovered
-        "and with Landlock": {"landlock": isobox.Landlock(read=["/"], write=["/"])},
-    }[wall]
+WALLS: Final[Mapping[str, Mapping[str, Any]]] = {
+    ALL_WALLS: {},
+    UNCOVERED: {},  # no option takes them away, see `main`
+    "without seccomp filter": {"seccomp": None},
+    "without user namespace": {"userns": "host"},
+    "without own network": {"network": "host"},
+    "without limits": {"cpu": None, "memory": None, "pids": None},
+    "all walls and Landlock": {"landlock": isobox.Landlock(read=["/"], write=["/"])},
+}
+"""Which walls a container has → its options. A process has one kind, so that what it keeps ready fits."""
 
 
 def _times(count: int, once: Callable[[], object], gap_ms: float = 0) -> list[int]:
@@ -80,13 +81,14 @@ def _settled_memory() -> int:
 class Measurements:
     """What can be asked for; each method takes a request's fields and returns samples."""
 
-    def __init__(self, rootfs: str) -> None:
+    def __init__(self, rootfs: str, walls: str = ALL_WALLS) -> None:
         self._rootfs = rootfs
+        self._walls = WALLS[walls]
         self._limits: dict[str, Any] | None = None
         self._live: dict[str, isobox.Container] = {}
 
-    def limits(self) -> dict[str, Any]:
-        """The common limits; none where an ordinary user may not set them."""
+    def options(self) -> dict[str, Any]:
+        """Those of every container: the common limits, where this user may set them, and the walls."""
         if self._limits is None:
             self._limits = {"cpu": CPU, "memory": MEMORY}
             try:
@@ -94,16 +96,16 @@ class Measurements:
             except isobox.UnsupportedError as error:
                 progress(f"  isobox without limits: {error}")
                 self._limits = {}
-        return self._limits
+        return {**self._limits, **self._walls}
 
     def container(self, **more: Any) -> isobox.Container:
-        """A container on the common root folder with the common limits."""
-        return isobox.Container(self._rootfs, **self.limits(), **more)
+        """A container on the common root folder."""
+        return isobox.Container(self._rootfs, **self.options(), **more)
 
     def live(self, image: str) -> isobox.Container:
         """The one of an image that execs are measured in."""
         if image not in self._live:
-            self._live[image] = isobox.Container(image, **self.limits()).start()
+            self._live[image] = isobox.Container(image, **self.options()).start()
         return self._live[image]
 
     def close(self) -> None:
@@ -115,10 +117,10 @@ class Measurements:
         self, count: int, image: str | None = None, program: str = "/true", gap_ms: float = 0
     ) -> list[int]:
         """isobox.run: made, one program, gone; nanoseconds."""
-        where, limits = image or self._rootfs, self.limits()
+        where, options = image or self._rootfs, self.options()
 
         def once() -> None:
-            isobox.run([program], image=where, timeout=30, **limits).check()
+            isobox.run([program], image=where, timeout=30, **options).check()
 
         return _times(count, once, gap_ms)
 
@@ -130,16 +132,6 @@ class Measurements:
         """Container.exec with captured output in a container that lives; nanoseconds."""
         live = self.live(image or self._rootfs)
         return _times(count, lambda: live.exec([program], measure=measure).check())
-
-    def walls(self, count: int, without: str, what: str) -> list[int]:
-        """A one-shot run, or an exec with measure=False, where one wall is down; nanoseconds."""
-        options = {**self.limits(), **_without(without)}
-        if what == "start":
-            return _times(count, lambda: isobox.run(["/true"], image=self._rootfs, **options).check())
-        key = f"without {without}"
-        if key not in self._live:
-            self._live[key] = isobox.Container(self._rootfs, **options).start()
-        return _times(count, lambda: self._live[key].exec(["/true"], measure=False).check())
 
     def threads(self, threads: int, seconds: float) -> list[float]:
         """One-shot runs a second that so many threads reach together."""
@@ -212,7 +204,7 @@ class Measurements:
             return [float(subprocess.run([program, *what, *place], capture_output=True, check=True).stdout)]
         place = ["/data"] if "files" in what else []
         mount = isobox.Mount.bind(directory, "/data")
-        memory = "1G" if self.limits() else None
+        memory = "1G" if self.options() else None
         with isobox.Container(self._rootfs, memory=memory, mounts=[mount]) as box:
             return [float(box.exec(["/work", *what, *place]).check().stdout)]
 
@@ -229,16 +221,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("rootfs")
     parser.add_argument("--resident", type=int, default=0)
-    parser.add_argument("--uncovered", action="store_true")
+    parser.add_argument("--walls", choices=[*WALLS], default=ALL_WALLS)
     options = parser.parse_args()
-    if options.uncovered:
+    if options.walls == UNCOVERED:
         from isobox.security.paths import Covers
 
         shells.covers = lambda **_: Covers((), ())  # type: ignore[assignment]
     ballast = bytearray(options.resident)
     for page in range(0, len(ballast), 4096):
         ballast[page] = 1
-    measurements = Measurements(options.rootfs)
+    measurements = Measurements(options.rootfs, options.walls)
 
     def handle(request: Mapping[str, Any]) -> object:
         arguments = dict(request)
