@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,23 @@ def test_more_than_most(lower: Path, upper: Path) -> None:
         (upper / str(n)).write_bytes(b"")
     with pytest.raises(SetupError):
         seen(lower, upper, most=4)
+
+
+def test_nothing_is_left_out_for_want_of_descriptors(lower: Path, upper: Path) -> None:
+    """At each directory in turn there is none left to open it with."""
+    (upper / "data" / "sub" / "below").mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = os.dup(0)  # the lowest free
+    os.close(used)
+    for few in range(5):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + few, hard))
+        try:
+            with pytest.raises(SetupError) as raised:
+                seen(lower, upper)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert raised.value.errno == errno.EMFILE
+    assert seen(lower, upper) == ["added /data", "added /data/sub", "added /data/sub/below"]
 
 
 def test_deep_trees_end(lower: Path, upper: Path) -> None:

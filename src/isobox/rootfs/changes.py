@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from attrs import frozen
 
-from isobox.errors import SetupError
+from isobox.errors import IsoboxError, SetupError
 
 from .layers import Directory, Layer, Tree, components
 
@@ -57,7 +57,7 @@ def changes(
     directories in each other, only the topmost is listed.
 
     The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
-    are more than `most`.
+    are more than `most`, and when something could not be looked at.
     """
     made = {components(directory.path) for directory in skeleton}
     made.update(components(path) for path in mount_points)
@@ -67,10 +67,16 @@ def changes(
     for number, tree in enumerate(trees):
         if tree.kind != "overlay":
             continue
-        for change in _Walk(inside, number + 1, tree, made, leading).run():
-            found.append(change)
-            if len(found) > most:
-                raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
+        try:
+            for change in _Walk(inside, number + 1, tree, made, leading).run():
+                found.append(change)
+                if len(found) > most:
+                    raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
+        except IsoboxError:
+            raise
+        except OSError as error:
+            place = error.filename if isinstance(error.filename, str) else "a directory"
+            raise SetupError(error.errno or errno.EIO, f"can't look at {place}", stage="changes") from error
     return sorted(found, key=lambda change: components(change.path))
 
 
@@ -137,8 +143,9 @@ class _Walk:
     ) -> Iterator[Change]:
         try:
             status = self._stat(place, name, upper)
-        except OSError:
-            return  # gone meanwhile
+        except OSError as error:
+            _gone(error)
+            return
         below = [] if place in self._hidden else _stats(name, lowers)
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             if below:
@@ -156,7 +163,8 @@ class _Walk:
             return
         try:
             fd = self._open_directory(place, name, upper)
-        except OSError:
+        except OSError as error:
+            _gone(error)
             return
         opened: list[_Lower] = []
         try:
@@ -172,7 +180,7 @@ class _Walk:
                     break  # hides the layers under it
                 try:
                     child = os.open(name, _DIRECTORY, dir_fd=lower.fd)
-                except OSError:
+                except PermissionError:
                     continue  # closed to this user, and so to the container
                 opened.append(_Lower(child, lower.shift))
             yield from self._directory(place, fd, opened, fresh=replaced)
@@ -203,6 +211,12 @@ class _Walk:
         return Change(kind, "/" + "/".join((*self._target, *place)))
 
 
+def _gone(error: OSError) -> None:
+    """Return if this says that it vanished, or was replaced, after it was listed; else raise it."""
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        raise error
+
+
 def _open_layer(layer: Layer) -> int:
     return os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -213,7 +227,7 @@ def _stats(name: str, lowers: Sequence[_Lower]) -> list[tuple[_Lower, os.stat_re
     for lower in lowers:
         try:
             status = os.stat(name, dir_fd=lower.fd, follow_symlinks=False)
-        except OSError:
+        except (FileNotFoundError, PermissionError):
             continue
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             break
