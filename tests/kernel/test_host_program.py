@@ -22,6 +22,7 @@ import pytest
 import isobox
 from isobox import PIPE, Container, StateError
 from leftovers import nothing_left, wait_until
+from patience import patient
 from programs import alone, python, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -240,6 +241,14 @@ class TestSignals:
             with interrupt_after(0.1), pytest.raises(KeyboardInterrupt):
                 process.communicate()
             process.kill()
+
+    def test_keyboard_interrupt_in_a_flood(self) -> None:
+        """Where there is always more to read no wait is cut short; it doesn't come with the timeout only."""
+        with Container() as container:
+            began = time.monotonic()
+            with interrupt_after(0.1), pytest.raises(KeyboardInterrupt):
+                container.exec(["yes"], output_limit=None, timeout=patient(2))
+            assert time.monotonic() - began < patient(1)
 
     def test_ctrl_c_ends_the_program_and_all_with_it(self) -> None:
         code = """

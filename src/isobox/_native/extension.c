@@ -392,6 +392,15 @@ static int read_status(struct isobox_pump *pump)
     return drained == 2 ? ISOBOX_PUMP_LIMIT : ISOBOX_PUMP_ENDED;
 }
 
+enum {
+    AT_A_TIME = 16 << 20, /* bytes: some milliseconds of a flood */
+};
+
+static unsigned long bytes_moved(const struct isobox_pump *pump)
+{
+    return pump->stream[0].size + pump->stream[1].size + pump->input_done;
+}
+
 /* Waits for an exec: reads its streams, feeds its stdin, until its record arrives, the deadline
  * (CLOCK_MONOTONIC, -1: none) passes, the limit is passed, or watch_fd stirs. Call again to go on. With
  * have_status set it only drains. Returns enum isobox_pump_event. */
@@ -405,6 +414,7 @@ int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns)
     }
     if (pump->stdin_fd >= 0)
         fcntl(pump->stdin_fd, F_SETFL, fcntl(pump->stdin_fd, F_GETFL) | O_NONBLOCK);
+    unsigned long before = bytes_moved(pump);
     for (;;) {
         struct pollfd watched[5] = {
             {pump->status_fd, POLLIN, 0},
@@ -439,6 +449,8 @@ int isobox_pump_run(struct isobox_pump *pump, long long deadline_ns)
             return ISOBOX_PUMP_DEADLINE;
         if (watched[4].revents)
             return ISOBOX_PUMP_WATCH;
+        if (bytes_moved(pump) - before >= AT_A_TIME) /* signals seldom meet ppoll in a flood */
+            return ISOBOX_PUMP_INTERRUPTED;
     }
 }
 

@@ -162,7 +162,7 @@ enum isobox_pump_event {
     ISOBOX_PUMP_DEADLINE = 2,
     ISOBOX_PUMP_LIMIT = 3,       /* more output than `limit` */
     ISOBOX_PUMP_WATCH = 4,       /* `watch_fd` is readable */
-    ISOBOX_PUMP_INTERRUPTED = 5, /* a signal: let Python look */
+    ISOBOX_PUMP_INTERRUPTED = 5, /* a signal, or many bytes without one: let Python look */
     ISOBOX_PUMP_LOST = 6,        /* the status pipe closed without a record: init is gone */
     ISOBOX_PUMP_ERROR = 7,       /* `error` */
     ISOBOX_PUMP_STATUS = 8,      /* the status record arrived; pump again to drain */
