@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isobox.errors import UnpackError
-from isobox.rootfs.tar import Unpacked, unpack
+from isobox.images.tar import Unpacked, unpack
 from programs import ROOT
 
 HEADER = 512

@@ -217,7 +217,7 @@ def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
             place = shared.owner.disk_dir()
             stack.callback(shared.owner.discard, place)
         with forks.whole:
-            from .rootfs.tar import unpack  # here: few containers are made of one
+            from .images.tar import unpack  # here: few containers are made of one
         unpack(spec.image, f"{place}/rootfs", keep_owners=shared.root)
         return folder_image(f"{place}/rootfs", root=own_ids)
     return shared.folder_image(spec.image, own_ids)

@@ -23,11 +23,11 @@ from isobox.cgroups.v1 import V1
 from isobox.cgroups.v2 import V2
 from isobox.control import Control
 from isobox.errors import CgroupError, IsoboxError, SpecError, UnpackError, UnsupportedError
+from isobox.images.compression import decompressed
+from isobox.images.tar import unpack
+from isobox.images.tarstream import TarStream
 from isobox.plan import ops
 from isobox.rootfs import mountinfo
-from isobox.rootfs.compression import decompressed
-from isobox.rootfs.tar import unpack
-from isobox.rootfs.tarstream import TarStream
 from isobox.security import filter_cache, libseccomp
 from isobox.security.profile import read
 from isobox.start import exec_error

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobox.errors import NotFound, SetupError, SpecError, UnpackError
-from isobox.rootfs import tar, tarstream
+from isobox.images import tar, tarstream
+from isobox.images.tar import Unpacked, unpack
 from isobox.rootfs.folder import folder_image
-from isobox.rootfs.tar import Unpacked, unpack
 
 
 def archive(*entries: tuple[str, dict[str, object], bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
