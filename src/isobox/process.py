@@ -51,7 +51,7 @@ _OOM_WATCH_NS: Final = 3_000_000
 _KILL_AGAIN_NS: Final = 500_000
 _KILL_AGAIN_MOST_NS: Final = 50_000_000
 
-_GONE_SECONDS: Final = 2.0
+_GONE_SECONDS: Final = 10.0
 """How long a container whose init went away may take to be gone with all that runs in it."""
 
 _WALL_PER_CPU_SECONDS: Final = 30.0

@@ -17,7 +17,7 @@ from .ending import end, remove_all
 OURS: Final = "isobox"
 """The directory below a process's own group that holds one for each owner."""
 
-_SECONDS: Final = 5.0
+_SECONDS: Final = 10.0
 
 
 def own_path(controller: Controller, owner: str) -> str:

@@ -13,6 +13,9 @@ from ..errors import CgroupError
 from .convert import parse_flat
 from .directory import Directory
 
+END_SECONDS: Final = 10.0
+"""What the kernel may take to end a whole group, on a machine that is busy with other things too."""
+
 _BATCH: Final = 128  # process descriptors held at one time
 _SIGNAL_AGAIN: Final = 0.05
 _MISSED: Final = 0.002
@@ -42,7 +45,7 @@ def end(
     *,
     thaw: Callable[[], None] | None = None,
     unthrottle: Callable[[], None] | None = None,
-    timeout: float = 2.0,
+    timeout: float = END_SECONDS,
 ) -> None:
     """Kill everything in the group and below, and return once it is all dead.
 

@@ -20,7 +20,7 @@ from .convert import huge_page_name, huge_pages
 from .devices import ELSEWHERE, FEATURE, Device, set_rules
 from .dialect import Dialect, OomWatch
 from .directory import JOIN, Directory, Tree
-from .ending import end, is_empty, nobody
+from .ending import END_SECONDS, end, is_empty, nobody
 from .meter import Meter
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ DEFAULT_PIDS: Final = 1024
 
 _CHEAP: Final = ("pids", "freezer", "cpu", "memory", "cpuacct", "blkio")
 _MOST_AHEAD: Final = 4
-_FREEZE_SECONDS: Final = 2.0
+_FREEZE_SECONDS: Final = 10.0
 
 
 class Group:
@@ -385,7 +385,7 @@ class Group:
         file, text = dialect.thawing
         return group.open(file, os.O_WRONLY), text.encode()
 
-    def kill(self, timeout: float = 2.0) -> None:
+    def kill(self, timeout: float = END_SECONDS) -> None:
         """Kill everything in the group and below, however it forks; return when all of it is dead.
 
         Afterwards nothing can fork in the group any more. Raises `CgroupError` after ``timeout``
