@@ -85,6 +85,18 @@ def printable(text: str) -> str:
     return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
 
 
+def shown(value: object, most: int = 120) -> str:
+    """Return what a message says of a value from outside: its repr, cut to `most` characters.
+
+    >>> print(shown("x" * 1000, 12))
+    'xxxxxxxx...
+    """
+    if isinstance(value, (str, bytes)):
+        value = value[:most]  # a repr of megabytes takes its time
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 class _StageError(IsoboxError, OSError):
     def __init__(self, code: int, message: str, *, stage: str, op: str = "", hint: str = "") -> None:
         message = printable(message)
@@ -121,9 +133,32 @@ class NetworkError(_StageError):
 class ImageError(IsoboxError):
     """An image can't be found, read or unpacked."""
 
+    def __init__(self, message: str) -> None:
+        # Names and texts of images are made by strangers.
+        super().__init__(printable(message))
+
 
 class NotFound(ImageError):
     """There is no such image."""
+
+
+class InvalidReference(ImageError, ValueError):
+    """The name of an image is not well-formed."""
+
+
+class DigestMismatch(ImageError):
+    """Content is not what its digest or size says: damaged or forged; nothing of it was used.
+
+    `expected` and `found` are both digests (``"sha256:..."``) or both sizes in bytes, as text.
+    """
+
+    def __init__(self, what: str, expected: object, found: object, hint: str = "") -> None:
+        self.what = what
+        self.expected = str(expected)
+        self.found = str(found)
+        self.hint = hint
+        text = f"{what}: expected {self.expected}, found {self.found}"
+        super().__init__(f"{text}. {hint}" if hint else text)
 
 
 class UnpackError(ImageError):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from isobox import errors
-from isobox.errors import CleanupError, IsoboxError, ProcessError, SpecError, UnsupportedError
+from isobox.errors import CleanupError, DigestMismatch, IsoboxError, ProcessError, SpecError, UnsupportedError
 
 CLASSES = [
     value
@@ -25,6 +25,7 @@ def example(cls: type[IsoboxError]) -> IsoboxError:
     arguments: dict[type[IsoboxError], tuple[Any, ...]] = {
         SpecError: ("cpu", 0, "a number of cores"),
         UnsupportedError: ("memory limit", "no memory controller", "mount one"),
+        DigestMismatch: ("layer 2", "sha256:aa", "sha256:bb", "pull again"),
         CleanupError: ("left behind", (OSError(errno.EBUSY, "busy"), ValueError("x"))),
     }
     for base, given in arguments.items():
@@ -65,3 +66,11 @@ def test_they_are_what_a_caller_would_catch() -> None:
 
 def test_a_long_value_is_cut_in_the_message() -> None:
     assert len(str(SpecError("memory", "9" * 10_000, "bytes"))) < 200
+
+
+def test_what_strangers_wrote_does_not_reach_a_terminal() -> None:
+    for cls in (errors.ImageError, errors.NotFound, errors.UnpackError, errors.InvalidReference):
+        assert str(cls("\x1b[2J\udcff")) == r"\x1b[2J\udcff"
+    error = DigestMismatch("\x1b[2J", "1", "\n2")
+    assert str(error) == r"\x1b[2J: expected 1, found \n2"
+    assert (error.expected, error.found) == ("1", "\n2")
