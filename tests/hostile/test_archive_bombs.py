@@ -22,23 +22,81 @@ from isobox import Container
 from isobox.errors import UnpackError
 from leftovers import nothing_left
 
+TIB = 1 << 40
+NO_PIECE = b"%011o\0" % 0 * 2
+
+
+def gnu_sparse(pieces: bytes, size: int, stored: int = 0, more: bytes = b"\0") -> bytes:
+    """The header of GNU's own format: up to four pieces; `more` says that extended headers follow."""
+    rest = b"ustar  \0" + bytes(121) + pieces.ljust(96, b"\0") + more + binary(size)
+    return header(b"S", b"%011o\0" % stored, rest, at=257)
+
+
+def pieces(*numbers: int) -> bytes:
+    return b"".join(binary(number) for number in numbers)
+
 
 def test_a_sparse_file_of_a_terabyte(tmp_path: Path) -> None:
-    tib = 1 << 40
-    sparse = b"%011o\0" % 0 * 2
-    old = header(b"S", b"%011o\0" % 0, sparse + bytes(73) + binary(tib), at=386)
-    archive = written(tmp_path, old + bytes(2 * HEADER))
-    assert (trusted(archive, tmp_path / "trusted") / "file").stat().st_size == tib
-    with pytest.raises(UnpackError, match="sparse"):
+    """It takes no room on disk, but whoever copies or packs it again reads every byte."""
+    archive = written(tmp_path, gnu_sparse(NO_PIECE, TIB) + bytes(2 * HEADER))
+    assert (trusted(archive, tmp_path / "trusted") / "file").stat().st_size == TIB
+    with pytest.raises(UnpackError, match="more than"):
+        ours(archive)
+    (tmp_path / "state").rmdir()
+    place, made = ours(archive, most_bytes=2 * TIB)  # the bound taken away
+    assert (place / "file").stat().st_size == made.size == TIB
+
+
+def test_many_sparse_files_that_are_a_terabyte_together(tmp_path: Path) -> None:
+    """Each alone is allowed."""
+    archive = written(tmp_path, gnu_sparse(NO_PIECE, 1 << 34) * 3 + bytes(2 * HEADER))
+    with pytest.raises(UnpackError, match="more than"):
         ours(archive)
 
 
 def test_a_sparse_file_by_pax_headers(tmp_path: Path) -> None:
-    headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 40), "GNU.sparse.numblocks": "1"}
+    headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(TIB), "GNU.sparse.numblocks": "1"}
     archive = written(tmp_path, packed(entry("file", pax_headers=headers)))
-    assert (trusted(archive, tmp_path / "trusted") / "file").stat().st_size == 1 << 40
-    with pytest.raises(UnpackError, match="sparse"):
+    assert (trusted(archive, tmp_path / "trusted") / "file").stat().st_size == TIB
+    with pytest.raises(UnpackError, match="more than"):
         ours(archive)
+
+
+def test_a_sparse_map_of_millions_of_pieces(tmp_path: Path) -> None:
+    """Each as GNU tar writes it, and all with so many pieces that a map alone fills the memory."""
+    many = 3_000_000
+    table = b"".join(pieces(2 * n, 0) for n in range(21)) + b"\1" + bytes(7)
+    own = gnu_sparse(NO_PIECE * 4, 1 << 20, more=b"\1") + table * (many // 21)
+    lines = b"%d\n" % many + b"0\n0\n" * many
+    lines += bytes(-len(lines) % HEADER)
+    headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
+    one = packed(entry("one", lines, pax_headers=headers))
+    assert len(own) > many * 20 and len(one) > many * 4
+    for archive in (own, one):
+        with pytest.raises(UnpackError, match="pieces"):
+            ours(written(tmp_path, archive))
+        (tmp_path / "state").rmdir()
+
+
+LIES = {
+    "descending": (pieces(4096, 1, 0, 1), 8192, 2),
+    "overlapping": (pieces(0, 2, 1, 2), 8192, 4),
+    "beyond the end": (pieces(0, 1, 8191, 2), 8192, 3),
+    "far beyond the end": (pieces(1 << 87, 1), 8192, 1),
+    "more than is stored": (pieces(0, 600), 8192, 512),
+    "less than is stored": (pieces(0, 5), 8192, 512),
+    "negative": (pieces(-1, 1), 8192, 1),
+    "a negative size": (pieces(0, 1, 5, -1), 8192, 0),
+    "a file smaller than nothing": (pieces(0, 1), -8192, 1),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_sparse_map_that_lies(lie: str, tmp_path: Path) -> None:
+    table, size, stored = LIES[lie]
+    contents = bytes(stored + -stored % HEADER)
+    with pytest.raises(UnpackError):
+        ours(written(tmp_path, gnu_sparse(table, size, stored) + contents + bytes(2 * HEADER)))
 
 
 def zstd(data: bytes) -> bytes:
