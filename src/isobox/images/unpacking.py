@@ -121,7 +121,10 @@ class Unpacking:
         self.place((*parent, name), entry, stream)
 
     def dress(self, fd: int, entry: Entry) -> None:
-        """Give an open file or directory what else the entry has: nothing here."""
+        """Give an open file or directory what else the entry has: nothing here.
+
+        It has its owner by then, whose change takes privileges away, and may still be written to.
+        """
 
     def settle(self) -> None:
         """Do what can only be done when all entries are in place: nothing here."""
@@ -278,8 +281,8 @@ class Unpacking:
                 stream.contents(write)
             if self._keep_owners:
                 os.fchown(fd, entry.uid, entry.gid)  # before the mode: it clears setuid bits
-            os.fchmod(fd, self._mode(entry))
             self.dress(fd, entry)
+            os.fchmod(fd, self._mode(entry))
             _set_times(fd, entry.mtime)
         finally:
             os.close(fd)
@@ -290,9 +293,9 @@ class Unpacking:
         try:
             if self._keep_owners:
                 os.fchown(fd, entry.uid, entry.gid)
+            self.dress(fd, entry)
             if place:
                 os.fchmod(fd, self._mode(entry))
-            self.dress(fd, entry)
         finally:
             os.close(fd)
         self._times[place] = entry.mtime
