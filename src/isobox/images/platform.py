@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -73,7 +73,7 @@ class Platform:
     variant: str = ""
     os_version: str = ""
     os_features: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(factory=dict, hash=False)
+    extra: Mapping[str, Any] = field(factory=dict, hash=False)
 
     @classmethod
     def parse(cls, text: str) -> Platform:
