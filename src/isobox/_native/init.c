@@ -394,6 +394,8 @@ static void serve_filter(const struct isobox_request *request, long size)
     }
     if (failed >= 0)
         failed = filtered_run(&work);
+    if (work.run.root >= 0)
+        SYS1(__NR_close, work.run.root);
     filtered.installed = filtered.installed || !failed;
     answer_code(failed);
 }
