@@ -201,3 +201,14 @@ def test_what_cannot_be_written_is_an_error() -> None:
             encode({"a": value})
     with pytest.raises(ImageError, match="as registries take"):
         encode({"a": "x" * MOST_BYTES})
+
+
+def test_an_array_of_objects() -> None:
+    first, second = Fields.read_all(b'[{"a": 1}, {"a": "x"}]', "archive", "list.json", 2)
+    assert first.number("a") == 1
+    with pytest.raises(ImageError, match=r"^archive: list.json\[1\].a: expected a whole number, got 'x'$"):
+        second.number("a")
+    assert Fields.read_all(b"[]", "archive", "list.json", 2) == []
+    for data in (b"null", b"{}", b"[1]", b"[{}, {}, {}]", b"[", b"x", b"\xff"):
+        with pytest.raises(ImageError, match=r"^archive: list.json: "):
+            Fields.read_all(data, "archive", "list.json", 2)

@@ -51,6 +51,13 @@ class Fields:
             raise ImageError(f"{what}: expected a JSON object, got {_kind(value)}")
         return cls(value, what)
 
+    @classmethod
+    def read_all(cls, data: bytes, what: str, name: str, most: int) -> list[Fields]:
+        """Parse `data`, the file `name`, which must be one JSON array of at most `most` objects."""
+        outer = cls({name: _parse(data, f"{what}: {name}")}, what)
+        outer._require(name, "an array of objects")
+        return outer.objects(name, most)
+
     def text(self, name: str, default: str = "") -> str:
         """A string; `default` where it is absent."""
         value = self._get(name)
@@ -178,7 +185,7 @@ class Fields:
             self.fail(name, expected)
 
 
-def encode(values: dict[str, Any]) -> bytes:
+def encode(values: dict[str, Any] | list[Any]) -> bytes:
     """Return JSON in one form for equal values: names sorted, no spaces, UTF-8; raises `ImageError`.
 
     >>> encode({"b": [1, 2], "a": "é"}).decode()
