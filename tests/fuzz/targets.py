@@ -16,14 +16,20 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from isobox import _native
 from isobox.cgroups import convert, discovery
 from isobox.cgroups.dialect import Reading
 from isobox.cgroups.v1 import V1
 from isobox.cgroups.v2 import V2
 from isobox.control import Control
-from isobox.errors import CgroupError, IsoboxError, SpecError, UnpackError, UnsupportedError
+from isobox.errors import CgroupError, ImageError, IsoboxError, SpecError, UnpackError, UnsupportedError
 from isobox.images.compression import decompressed
+from isobox.images.docker_archive import encode_images, parse_images
+from isobox.images.model import ImageConfig, Index, parse_document
+from isobox.images.platform import Platform
+from isobox.images.reference import Reference
 from isobox.images.tar import unpack
 from isobox.images.tarstream import TarStream
 from isobox.plan import ops
@@ -82,6 +88,43 @@ def tar_entries(data: bytes) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def image_documents(data: bytes) -> None:
+    """A manifest, an index, a config or the list of an archive: what was read can be written."""
+    for parse in (parse_document, ImageConfig.parse):
+        try:
+            document = parse(data)
+        except ImageError:
+            continue
+        assert document.encode() == data
+        anew = attrs.evolve(document).encode()
+        assert parse(anew) == document
+        assert attrs.evolve(parse(anew)).encode() == anew
+        if isinstance(document, Index):
+            with contextlib.suppress(ImageError):
+                assert document.choices(Platform("linux", "amd64", "v4"))
+    try:
+        images = parse_images(data)
+    except ImageError:
+        return
+    assert parse_images(encode_images(images)) == images
+
+
+def image_names(data: bytes) -> None:
+    """The name of an image and of a platform, as somebody types them."""
+    text = data.decode(errors="surrogateescape")
+    try:
+        reference = Reference.parse(text)
+    except ImageError:
+        pass
+    else:
+        assert Reference.parse(str(reference)) == Reference.parse(reference.familiar) == reference
+    try:
+        platform = Platform.parse(text)
+    except SpecError:
+        return
+    assert Platform.parse(str(platform)) == platform
 
 
 class _Files:
@@ -207,5 +250,15 @@ def answers(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (answers, cgroup_files, filter_entry, record, seccomp_profile, tar, tar_entries)
+    for target in (
+        answers,
+        cgroup_files,
+        filter_entry,
+        image_documents,
+        image_names,
+        record,
+        seccomp_profile,
+        tar,
+        tar_entries,
+    )
 }

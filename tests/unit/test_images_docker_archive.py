@@ -79,7 +79,7 @@ def test_images_that_are_refused(change: dict[str, Any], why: str) -> None:
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("values", [None, {}, 3, [None], [[]], [{}] * 10_001])
+@pytest.mark.parametrize("values", [None, {}, 3, [None], [[]], [{"Config": "c"}] * 10_001])
 def test_what_is_no_list_is_refused(values: Any) -> None:
     with pytest.raises(ImageError, match=r"^docker archive: manifest.json"):
         parse(values)
