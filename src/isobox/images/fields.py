@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 from isobox.errors import ImageError, shown
@@ -55,26 +54,27 @@ class Fields:
     def read_all(cls, data: bytes, what: str, name: str, most: int) -> list[Fields]:
         """Parse `data`, the file `name`, which must be one JSON array of at most `most` objects."""
         outer = cls({name: _parse(data, f"{what}: {name}")}, what)
-        outer._require(name, "an array of objects")
+        if outer._get(name) is None:
+            outer.fail(name, "an array of objects")
         return outer.objects(name, most)
-
-    def text(self, name: str, default: str = "") -> str:
-        """A string; `default` where it is absent."""
-        value = self._get(name)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            self.fail(name, "a string")
-        return value
 
     def optional_text(self, name: str) -> str | None:
         """A string, or None where it is absent."""
-        return None if self._get(name) is None else self.text(name)
+        value = self._get(name)
+        if not (value is None or isinstance(value, str)):
+            self.fail(name, "a string")
+        return value
+
+    def text(self, name: str) -> str:
+        """A string; empty where it is absent."""
+        return self.optional_text(name) or ""
 
     def required_text(self, name: str) -> str:
         """A string that must be there."""
-        self._require(name, "a string")
-        return self.text(name)
+        value = self.optional_text(name)
+        if value is None:
+            self.fail(name, "a string")
+        return value
 
     def number(self, name: str) -> int:
         """A whole number that must be there; 3.0 and true are none."""
@@ -128,9 +128,9 @@ class Fields:
 
     def required_object(self, name: str) -> Fields:
         """An object that must be there."""
-        self._require(name, "an object")
         found = self.object(name)
-        assert found is not None
+        if found is None:
+            self.fail(name, "an object")
         return found
 
     def objects(self, name: str, most: int) -> list[Fields]:
@@ -156,8 +156,10 @@ class Fields:
 
     def extra(self) -> dict[str, Any]:
         """Every field that nobody asked for."""
-        known = {name.casefold(): name for name in self._known}
         extra = {name: value for name, value in self._values.items() if name not in self._known}
+        if not extra:
+            return extra
+        known = {name.casefold(): name for name in self._known}
         for name in extra:
             if (meant := known.get(name.casefold())) is not None:
                 raise ImageError(
@@ -179,10 +181,6 @@ class Fields:
     def _get(self, name: str) -> Any:
         self._known.add(name)
         return self._values.get(name)
-
-    def _require(self, name: str, expected: str) -> None:
-        if self._get(name) is None:
-            self.fail(name, expected)
 
 
 def encode(values: dict[str, Any] | list[Any]) -> bytes:
@@ -249,8 +247,7 @@ def _check_shape(data: bytes, what: str) -> None:
         )
 
 
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         seen: set[str] = set()
