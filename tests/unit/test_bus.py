@@ -83,13 +83,12 @@ def peer(folder: Path) -> Iterator[Callable[[Callable[[socket.socket], None]], s
 
 
 def greet(connection: socket.socket) -> None:
+    """As a slow systemd: what came after a BEGIN that it read with more, it would leave lying."""
     said = b""
-    while not said.endswith(b"\r\n"):
+    while not said.endswith(b"BEGIN\r\n"):
         said += connection.recv(1024)
     assert said.startswith(b"\0AUTH EXTERNAL ")
     connection.sendall(GREETING)
-    while not said.endswith(b"BEGIN\r\n"):
-        said += connection.recv(len(b"BEGIN\r\n"))
 
 
 def test_a_bus_answers(bus: str) -> None:

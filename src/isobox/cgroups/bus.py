@@ -107,14 +107,17 @@ class Connection:
                 yield tuple(found.body)
 
     def _authenticate(self, authenticator: Any) -> None:
-        for line in authenticator:  # the first begins with the zero byte that a bus expects
-            with self._patience():
-                self._socket.sendall(line)
-            if not authenticator.authenticated:
-                with _read():
-                    authenticator.feed(self._receive(1024))
+        """Send everything at once, as libsystemd's own clients do, and then look whether it was taken.
+
+        Where systemd reads BEGIN and the first message together, it looks at that message only once
+        another one comes: a BEGIN that is sent alone may wait long enough for that.
+        """
+        begin = next(iter(authenticator)) + b"BEGIN\r\n"  # the line has the zero byte that a bus expects
         with self._patience():
-            self._socket.sendall(b"BEGIN\r\n")
+            self._socket.sendall(begin)
+        while not authenticator.authenticated:
+            with _read():
+                authenticator.feed(self._receive(1))  # not one byte of what follows the line
 
     def _next(self) -> Any:
         while True:
