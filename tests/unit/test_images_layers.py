@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archives import entry, folder, link, packed
+from isobox.discard import remove_tree
 from isobox.errors import DigestMismatch, SetupError, UnpackError, UnsupportedError
 from isobox.images import layers
 from isobox.images.ahead import Ahead
@@ -204,6 +205,22 @@ def test_owners_and_setuid_bits(tmp_path: Path) -> None:
     assert (status.st_uid, status.st_gid) == ((7, 8) if ROOT else (os.geteuid(), os.getegid()))
 
 
+def test_directories_that_are_closed_in_the_end(tmp_path: Path) -> None:
+    """What is put into them comes after, and what is wrong with the layer after that."""
+    closed = [folder("./", 0o500), folder("d", 0o000), folder("d/e", 0o100)]
+    closed += [entry("d/e/f", b"x"), entry("d/.wh.g")]
+    with pytest.raises(DigestMismatch):
+        unpacked(tmp_path, *closed, diff_id=Digest.of(b""))
+    place, _ = unpacked(tmp_path, *closed)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o500 and stat.S_IMODE((place / "d").stat().st_mode) == 0
+    above, _ = unpacked(tmp_path, entry("d/new"), entry("d/e/new"), lowers=[place])
+    assert stat.S_IMODE(above.stat().st_mode) == 0o500 and stat.S_IMODE((above / "d").stat().st_mode) == 0
+    for path in (place, above):
+        (path / "d").chmod(0o700)
+        assert stat.S_IMODE((path / "d/e").stat().st_mode) == (0o100 if path == place or ROOT else 0o755)
+        remove_tree(path)
+
+
 def test_device_nodes_are_left_out(tmp_path: Path) -> None:
     """One of 0:0 would be a whiteout."""
     nodes = [entry("null", type=tarfile.CHRTYPE, devmajor=1, devminor=3), entry("w", type=tarfile.CHRTYPE)]
@@ -376,6 +393,7 @@ def test_what_a_killed_process_leaves_is_collected(tmp_path: Path) -> None:
         assert left.startswith(".layer-")
         assert collect(tmp_path) == 0 and os.listdir(tmp_path) == [left]
         victim.send_signal(signal.SIGKILL)
+    (tmp_path / left).chmod(0)  # as the root of a layer may be, just before it gets its name
     unpack_layer(io.BytesIO(packed(entry("f"))), tmp_path / "layer", keep_owners=False)
     assert collect(tmp_path) == 1 and os.listdir(tmp_path) == ["layer"]
 

@@ -191,6 +191,21 @@ def test_hostile_entries(tmp_path: Path, entries: list[tuple[str, dict[str, obje
     refused(tmp_path, archive(file("first"), *entries))
 
 
+def test_a_parent_that_is_replaced_is_found_anew(tmp_path: Path) -> None:
+    """Where the entry before was put says nothing once its parent is another."""
+    way = [directory("a"), link("l", "a"), file("l/x")]
+    root, _ = run(tmp_path, archive(*way, directory("l"), file("l/y")))
+    assert os.listdir(root / "a") == ["x"] and os.listdir(root / "l") == ["y"]
+
+
+@pytest.mark.parametrize("replace", [link("d", "../../outside"), link("d", "l", tarfile.LNKTYPE)])
+def test_a_parent_that_became_a_link(replace: tuple[str, dict[str, object], bytes], tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    node = ("d/x", {"type": tarfile.CHRTYPE}, b"")  # makes the folder, and is not made itself
+    run(tmp_path, archive(link("l", "../../outside"), node, replace, file("d/y")))
+    assert os.listdir(tmp_path / "outside") == []
+
+
 def test_deep_through_links(tmp_path: Path) -> None:
     entries = [file("/".join(["d"] * 200) + "/f"), link("l", "/".join(["d"] * 200))]
     refused(tmp_path, archive(*entries, file("l/" + "/".join(["e"] * 100))), "deep")

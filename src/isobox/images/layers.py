@@ -32,6 +32,7 @@ from .unpacking import MOST_BYTES, MOST_ENTRIES, Place, Unpacking, shown, split
 __all__ = ["LayerUnpacked", "collect", "unpack_layer"]
 
 _PREFIX: Final = ".layer-"  # of directories that are being filled
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = b".wh."
 _HIDES_ALL: Final = b".wh..wh..opq"
 _AUFS: Final = b".wh..wh."  # its own files, which old layers have
@@ -86,10 +87,10 @@ def unpack_layer(
 
     `keep_owners` (root only): numeric owners, setuid bits and ``security.capability`` as the layer has
     them, so the parent should be closed to other users of the host; otherwise everything belongs to the
-    caller, setuid and setgid bits are dropped and directories stay writable to the caller. ``user.*``
-    attributes are kept where the file system takes them; all others are left out, overlayfs' own always.
-    `lowers`: the directories of the layers below, topmost first; a directory that the layer has files in,
-    but no entry for, gets owner, mode and time from there, else root, 0755 and 1970.
+    caller, and setuid and setgid bits are dropped. ``user.*`` attributes are kept where the file system
+    takes them; all others are left out, overlayfs' own always. `lowers`: the directories of the layers
+    below, topmost first; a directory that the layer has files in, but no entry for, gets owner, mode and
+    time from there, else root, 0755 and 1970.
 
     Files of other engines' layers that begin with "/" lie below the root. Device nodes are left out.
     A hard link to a file of a layer below is an `UnpackError`: no file can be in two layers. Raises
@@ -162,7 +163,7 @@ def _work_directory(parent: str) -> tuple[str, int]:
         path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
         fd = -1
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = _opened(path)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), os.lstat(path)):
                 return path, fd
@@ -178,6 +179,14 @@ def _work_directory(parent: str) -> tuple[str, int]:
             os.close(fd)
 
 
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, _DIRECTORY)
+    except PermissionError:  # the mode that the layer's root is to have
+        os.chmod(path, 0o700)
+        return os.open(path, _DIRECTORY)
+
+
 def collect(parent: str | os.PathLike[str]) -> int:
     """Remove what processes that were killed left unfinished in `parent`; return how many layers.
 
@@ -189,7 +198,7 @@ def collect(parent: str | os.PathLike[str]) -> int:
             continue
         path = os.path.join(parent, name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = _opened(path)
         except OSError:
             continue
         try:
@@ -207,6 +216,7 @@ class _Layer(Unpacking):
     """An archive whose names may be whiteouts. They speak of layers below only, so their order is nothing."""
 
     absolute_names = True
+    exact_modes = True  # whoever is root in a container may pass all the same
 
     def __init__(self, root: str, keep_owners: bool, most_entries: int, lowers: Sequence[str]) -> None:
         super().__init__(root, keep_owners, most_entries)
@@ -329,10 +339,7 @@ class _Layer(Unpacking):
         try:
             if self._keep_owners and below is not None:
                 os.fchown(fd, below.st_uid, below.st_gid)
-            if place:
-                os.fchmod(fd, mode)
-            else:
-                self._root_mode = mode
+            self._set_mode(fd, place, mode)
         finally:
             os.close(fd)
         self._times[place] = 0 if below is None else below.st_mtime_ns

@@ -53,8 +53,8 @@ class Lowers:
             path = above + b"/" + place[-1]
             try:
                 status = os.stat(path, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
+            except (FileNotFoundError, PermissionError):
+                continue  # an ordinary user's layers may be closed to that user too
             if not stat.S_ISDIR(status.st_mode):
                 break  # a whiteout or a file hides the layers under it
             merged.append((path, status))

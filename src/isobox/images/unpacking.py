@@ -69,6 +69,9 @@ class Unpacking:
     absolute_names = False
     """Whether a name may begin with "/": then that is the new root."""
 
+    exact_modes = False
+    """Whether directories may be closed to an ordinary user who unpacks; else they stay writable."""
+
     def __init__(self, root: str, keep_owners: bool, most_entries: int) -> None:
         self._root = os.fsencode(root)
         self._keep_owners = keep_owners
@@ -76,6 +79,7 @@ class Unpacking:
         self._directories: set[Place] = {()}
         self._links: dict[Place, bytes] = {}
         self._times: dict[Place, int] = {}
+        self._closed: dict[Place, int] = {}  # modes that would be in the way of what comes after
         self._followed = 0
         self._names = 0
         self._root_mode = 0o755
@@ -104,7 +108,10 @@ class Unpacking:
             for place, mtime in self._times.items():
                 if place in self._directories:
                     self._set_time(place, mtime)
-            os.fchmod(self._root_fd, self._root_mode)
+            for place in sorted(self._closed, key=len, reverse=True):
+                if place in self._directories and place:
+                    os.chmod(b"/".join(place), self._closed[place], dir_fd=self._root_fd)
+            os.fchmod(self._root_fd, self._closed.get((), self._root_mode))
         finally:
             os.close(self._root_fd)
         return Unpacked(entries, size, devices)
@@ -116,7 +123,6 @@ class Unpacking:
             if entry.kind != "directory":
                 raise UnpackError(f"the root itself is a {entry.kind} in this archive")
             self._finish((), entry)
-            self._root_mode = self._mode(entry)
             return
         self.place((*parent, name), entry, stream)
 
@@ -294,11 +300,22 @@ class Unpacking:
             if self._keep_owners:
                 os.fchown(fd, entry.uid, entry.gid)
             self.dress(fd, entry)
-            if place:
-                os.fchmod(fd, self._mode(entry))
+            self._set_mode(fd, place, entry.mode if self._keep_owners else entry.mode & 0o1777)
         finally:
             os.close(fd)
         self._times[place] = entry.mtime
+
+    def _set_mode(self, fd: int, place: Place, mode: int) -> None:
+        """Give a directory its mode: what closes it to an ordinary user in the end, or never."""
+        self._closed.pop(place, None)
+        if not self._keep_owners:
+            if self.exact_modes and mode & 0o700 != 0o700:
+                self._closed[place] = mode
+            mode |= 0o700
+        if place:
+            os.fchmod(fd, mode)
+        else:
+            self._root_mode = mode  # nobody else is let in before all is done
 
     def _set_time(self, place: Place, mtime: int) -> None:
         fd = self._open_directory(place)
@@ -318,7 +335,7 @@ class Unpacking:
     def _mode(self, entry: Entry) -> int:
         if self._keep_owners:
             return entry.mode
-        return entry.mode & 0o1777 | (0o700 if entry.kind == "directory" else 0)
+        return entry.mode & 0o1777
 
 
 class _Pieces:

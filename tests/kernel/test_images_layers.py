@@ -1,0 +1,205 @@
+"""Layers of odd shapes, unpacked by isobox and by others: the trees are the same, file by file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archives import entry, folder, link, packed
+from isobox.images.layers import unpack_layer
+from listing import listing
+from programs import ROOT
+
+CAPABILITY = "\x01\x00\x00\x02\x00\x20" + "\x00" * 14  # VFS_CAP_REVISION_2 with CAP_NET_RAW
+OPAQUE = ".wh..wh..opq"
+HARD = tarfile.LNKTYPE
+
+
+def dated(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """A layer in which everything has a time and an owner of its own."""
+    for number, (info, _) in enumerate(members):
+        info.mtime = 1_600_000_000.25 + number  # type: ignore[assignment]
+        info.uid, info.gid = 1000 + number, 2000 + number
+    return packed(*members)
+
+
+def attributes(member: tuple[tarfile.TarInfo, bytes], **values: str) -> tuple[tarfile.TarInfo, bytes]:
+    names = {name.replace("_", "."): value for name, value in values.items()}
+    member[0].pax_headers = {f"SCHILY.xattr.{name}": value for name, value in names.items()}
+    return member
+
+
+def shaped() -> bytes:
+    """All that one layer may have."""
+    capable = {"security_capability": CAPABILITY} if ROOT else {}
+    members = [
+        folder("./", 0o755),
+        folder("usr", 0o755),
+        attributes(folder("usr/bin", 0o755), user_where="here"),
+        attributes(entry("usr/bin/ping", b"\x7fELF" * 40_000, mode=0o755), **capable),
+        entry("usr/bin/su", b"su", mode=0o4755 if ROOT else 0o755),
+        link("usr/bin/ping6", "usr/bin/ping", HARD),
+        folder("etc", 0o751),
+        attributes(entry("etc/passwd", b"root\n", mode=0o640), user_mime="text\nplain", user_empty=""),
+        entry("etc/empty", mode=0o400),
+        link("etc/hard", "usr/bin/su", HARD),
+        link("bin", "usr/bin"),
+        link("dangling", "/no/such/" + "x" * 200),
+        folder("tmp", 0o1777),
+        entry("pipe", type=tarfile.FIFOTYPE, mode=0o622),
+        *(folder("/".join(["d" * 60] * depth), 0o500 + depth) for depth in range(1, 7)),
+        entry("/".join([*["d" * 60] * 6, "n" * 200]), b"deep"),
+        entry("\udcff\udcfe", b"not UTF-8"),
+    ]
+    return dated(*members)
+
+
+def compared(tree: dict[str, dict[str, Any]], *, folders: bool = True) -> dict[str, dict[str, Any]]:
+    """What has to be the same; owners for root only. `folders`: their times too."""
+    for known in tree.values():
+        if not ROOT:
+            del known["owner"]
+        if known["mode"].startswith("d") and not folders:
+            del known["mtime"]
+    return tree
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_one_layer_as_gnu_tar_unpacks_it(format: int, tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(shaped())) as tar:
+        whole = [(info, tar.extractfile(info).read() if info.isreg() else b"") for info in tar]  # type: ignore[union-attr]
+    for info, _ in whole:
+        info.mtime = int(info.mtime) if format == tarfile.GNU_FORMAT else info.mtime
+    layer = packed(*whole, format=format)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    options = ["--xattrs", "--xattrs-include=*", "-p", *(["--numeric-owner", "--same-owner"] if ROOT else [])]
+    subprocess.run(["tar", *options, "-C", theirs, "-x"], input=layer, check=True)
+    unpack_layer(io.BytesIO(gzip.compress(layer)), tmp_path / "ours", keep_owners=ROOT)
+    assert compared(listing(str(tmp_path / "ours"))) == compared(listing(str(theirs)))
+
+
+STACK = [
+    [
+        folder("etc", 0o751),
+        entry("etc/motd", b"1"),
+        entry("etc/gone", b"1"),
+        folder("opt", 0o700),
+        folder("opt/a", 0o750),
+        entry("opt/a/old", b"1"),
+        entry("opt/b", b"1"),
+        folder("anew"),
+        entry("anew/old", b"1"),
+        folder("becomes-a-file"),
+        entry("becomes-a-file/x", b"1"),
+        entry("becomes-a-folder", b"1"),
+        link("becomes-real", "etc"),
+        entry("linked", b"1"),
+        link("linked-too", "linked", HARD),
+    ],
+    [
+        folder("etc", 0o755),
+        entry("etc/.wh.gone"),
+        entry("etc/.wh.never"),
+        folder("opt", 0o711),
+        folder("opt/a", 0o755),
+        entry("opt/a/new", b"2"),
+        entry(f"opt/{OPAQUE}"),
+        folder("anew", 0o555),
+        entry("anew/new", b"2"),
+        entry(".wh.anew"),
+        entry(".wh.becomes-a-file"),
+        entry("becomes-a-file", b"2"),
+        entry(".wh.becomes-a-folder"),
+        folder("becomes-a-folder"),
+        entry("becomes-a-folder/y", b"2"),
+        entry(".wh.linked"),
+        entry(".wh.becomes-real"),
+        folder("becomes-real"),
+        entry("becomes-real/z", b"2"),
+    ],
+    [
+        folder("etc", 0o700),
+        attributes(entry("etc/motd", b"3"), user_a="3"),
+        entry("etc/gone", b"back"),
+        folder("opt", 0o711),
+        entry("opt/.wh.a"),
+    ],
+]
+_SHOWN = """
+import subprocess, sys
+options, target, listing, *layers = sys.argv[1:]
+options = f"lowerdir={':'.join(layers)}{options}"
+subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, target], check=True)
+sys.argv = [listing, target]
+exec(open(listing).read())
+"""
+
+
+def merged(target: Path, layers: list[Path], options: str) -> dict[str, dict[str, Any]]:
+    """What an overlay of the layers shows, mounted where nobody else sees it."""
+    target.mkdir()
+    script = [
+        sys.executable,
+        "-c",
+        _SHOWN,
+        options,
+        str(target),
+        str(Path(__file__).parents[1] / "listing.py"),
+    ]
+    unshare = ["unshare", "--mount", *([] if ROOT else ["--user", "--map-root-user"])]
+    done = subprocess.run([*unshare, *script, *map(str, layers)], check=True, capture_output=True, text=True)
+    target.rmdir()
+    tree: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return tree
+
+
+@pytest.mark.requires("user_namespaces", "overlay")
+@pytest.mark.parametrize("options", [",userxattr", *([""] if ROOT else [])])
+def test_layers_on_each_other_as_umoci_unpacks_them(options: str, tmp_path: Path) -> None:
+    if shutil.which("umoci") is None:
+        pytest.skip("no umoci")
+    stack = [dated(*members) for members in STACK]
+    image = f"{tmp_path}/image:latest"
+    umoci = ["umoci", "--log=error"]
+    subprocess.run([*umoci, "init", "--layout", f"{tmp_path}/image"], check=True)
+    subprocess.run([*umoci, "new", "--image", image], check=True)
+    folders: list[Path] = []
+    for number, data in enumerate(stack):
+        archive = tmp_path / f"{number}.tar"
+        archive.write_bytes(data)
+        subprocess.run([*umoci, "raw", "add-layer", "--image", image, archive], check=True)
+        place = tmp_path / f"layer{number}"
+        unpack_layer(io.BytesIO(data), place, keep_owners=ROOT, lowers=folders)
+        folders.insert(0, place)
+    rootless = [] if ROOT else ["--rootless"]
+    subprocess.run([*umoci, "raw", "unpack", *rootless, "--image", image, tmp_path / "theirs"], check=True)
+    theirs = listing(str(tmp_path / "theirs"))
+    ours = merged(tmp_path / "merged", folders, options)
+    for known in (*theirs.values(), *ours.values()):
+        known["xattrs"].pop("user.rootlesscontainers", None)  # umoci's way to keep owners
+        if not options:
+            known["xattrs"].pop("user.overlay.opaque", None)  # hidden only from those whom it is for
+    for tree in (ours, theirs):
+        del tree["."]  # no layer says anything of it
+    assert sorted(ours) == sorted(theirs)
+    assert compared(ours, folders=False) == compared(theirs, folders=False)
+
+
+def test_the_shapes_are_all_there(tmp_path: Path) -> None:
+    unpack_layer(io.BytesIO(shaped()), tmp_path / "ours", keep_owners=ROOT)
+    tree = listing(str(tmp_path / "ours"))
+    assert {known["mode"][0] for known in tree.values()} == set("d-lp")
+    assert tree["usr/bin/ping6"]["same"] == "usr/bin/ping"
+    assert len([known for known in tree.values() if known["xattrs"]]) == (4 if ROOT else 2)
+    assert os.fsdecode(b"\xff\xfe") in tree
