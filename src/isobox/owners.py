@@ -33,6 +33,17 @@ DATA: Final = ("data folder", "ISOBOX_DATA_DIR")
 """What people call the two places, and the environment variables that choose others."""
 
 
+def data_dir() -> str:
+    """Where images and the trees of containers go for this user and environment; makes nothing."""
+    if chosen := os.environ.get("ISOBOX_DATA_DIR"):
+        return os.path.realpath(chosen)
+    if os.geteuid() == 0:
+        return "/var/lib/isobox"
+    chosen = os.environ.get("XDG_DATA_HOME", "")
+    home = os.path.expanduser("~")
+    return os.path.join(chosen if os.path.isabs(chosen) else os.path.join(home, ".local/share"), "isobox")
+
+
 def check_directory(path: str, place: tuple[str, str]) -> None:
     """Make the directory `path` if needed, and make sure that only this user can write there.
 

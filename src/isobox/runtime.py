@@ -33,7 +33,7 @@ from isobox import idmap
 from isobox.discard import Trash, remove_tree, remove_tree_mapped
 from isobox.errors import CleanupError, IsoboxError, SpecError, StateError, UnsupportedError
 from isobox.idmap import COUNT, IdMap, IdRange
-from isobox.owners import DATA, STATE, Owners, check_directory, mine
+from isobox.owners import DATA, STATE, Owners, check_directory, data_dir, mine
 
 _CHUNK = 8  # ranges of ids that an owner takes at a time
 _SPARE_CHUNKS = 4  # and how many of them it keeps that no container needs
@@ -76,17 +76,6 @@ def state_dir() -> str:
         if os.path.isabs(runtime) and os.stat(runtime).st_uid == uid and os.access(runtime, os.W_OK):
             return os.path.join(runtime, "isobox")
     return f"/tmp/isobox-{uid}"
-
-
-def data_dir() -> str:
-    """Where the trees of containers go for this user and environment; makes nothing."""
-    if chosen := os.environ.get("ISOBOX_DATA_DIR"):
-        return os.path.realpath(chosen)
-    if os.geteuid() == 0:
-        return "/var/lib/isobox"
-    chosen = os.environ.get("XDG_DATA_HOME", "")
-    home = os.path.expanduser("~")
-    return os.path.join(chosen if os.path.isabs(chosen) else os.path.join(home, ".local/share"), "isobox")
 
 
 def current() -> Owner:

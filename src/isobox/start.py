@@ -22,13 +22,13 @@ from .errors import ExecError, SetupError, SpecError, UnsupportedError
 from .hints import disk_refused, hint, unsupported
 from .idmap import IdMap
 from .interrupts import Undisturbed
+from .owners import data_dir
 from .plan.ops import Op, describe, encode, filesystem
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
 from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
 from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
-from .runtime import data_dir
 from .security import capabilities, landlock, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
