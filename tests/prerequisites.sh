@@ -36,6 +36,8 @@ test)
     command -v stress-ng >/dev/null 2>&1 || need stress-ng
     command -v capsh >/dev/null 2>&1 || [ -x /usr/sbin/capsh ] || need libcap2-bin
     command -v ps >/dev/null 2>&1 || need procps
+    command -v skopeo >/dev/null 2>&1 || need skopeo
+    command -v umoci >/dev/null 2>&1 || need umoci
     ;;
 guest)
     command -v linux.uml >/dev/null 2>&1 || need user-mode-linux

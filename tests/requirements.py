@@ -1,13 +1,15 @@
 """What a test needs of its host, by the facts of `isobox.host.features()`.
 
 A test is skipped where the host lacks one. With ISOBOX_MUST_WORK=1 (CI) that is a failure instead, but for
-the facts in ISOBOX_MAY_LACK, a list with commas. "root" and "ordinary_user" are about who runs the tests,
-"systemd" about what started the machine: never a failure. A name that `host` does not know is an error.
+the facts and programs in ISOBOX_MAY_LACK, a list with commas. "root" and "ordinary_user" are about who runs
+the tests, "systemd" about what started the machine: never a failure. A name that `host` does not know is an
+error.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 
 import pytest
@@ -44,3 +46,14 @@ def lacking(name: str) -> str:
         return ""
     why = features.why(name)
     return f"this host lacks {name}" + (f": {why}" if why else "")
+
+
+def program(name: str) -> str:
+    """Return the path of a program that a test runs; without it, the test is skipped, or fails as above."""
+    found = shutil.which(name)
+    if found is not None:
+        return found
+    may_lack = os.environ.get("ISOBOX_MAY_LACK", "").split(",")
+    if os.environ.get("ISOBOX_MUST_WORK") == "1" and name not in may_lack:
+        pytest.fail(f"there is no {name} here (and ISOBOX_MUST_WORK=1)", pytrace=False)
+    pytest.skip(f"no {name} here")

@@ -25,9 +25,9 @@ HELLO = Digest.of(b"hello")
 
 
 def files(path: Path) -> set[str]:
-    """All files below, but the lock."""
+    """All files below, but the lock and the spare."""
     found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
-    return found - {".isobox/lock"}
+    return found - {".isobox/lock", ".isobox/spare"}
 
 
 def place(path: Path, digest: Digest) -> Path:
@@ -307,7 +307,9 @@ with blobs.lease():
 
     def test_a_forked_child_leaves_it_alone(self, tmp_path: Path) -> None:
         blobs = Blobs(tmp_path)
-        with blobs.lease(), blobs.writer() as file:
+        lease = blobs.lease()
+        lease.__enter__()
+        with blobs.writer() as file:
             file.write(b"hello")
             pid = os.fork()
             if pid == 0:
@@ -320,12 +322,14 @@ with blobs.lease():
                     with blobs.lease():
                         blobs.add(b"child's")
                     file.__exit__(None, None, None)
+                    lease.__exit__(None, None, None)
                     code = 0
                 finally:
                     os._exit(code)
             assert os.waitpid(pid, 0)[1] == 0
             assert file.commit() == HELLO
             assert collected(tmp_path)[0] == {HELLO}
+        lease.__exit__(None, None, None)
         assert blobs.read(Digest.of(b"child's")) == b"child's"
         assert leases(tmp_path) == []
 

@@ -66,17 +66,21 @@ class Blobs:
         """
         with self._layout.doing(f"look for {digest}"), self._leases.joined() as lease:
             if lease is None:
-                return self._there(digest, size)
+                return self.there(digest, size)
             with self._layout.locked(shared=True):
                 lease.keep(digest)
-                return self._there(digest, size)
+                return self.there(digest, size)
 
-    def _there(self, digest: Digest, size: int | None) -> bool:
-        found = self._size(digest)
+    def there(self, digest: Digest, size: int | None = None) -> bool:
+        """As `has`, but it promises nothing for the next moment, in a lease or not."""
+        found = self.size(digest)
         return found is not None and (size is None or size == found)
 
-    def _size(self, digest: Digest) -> int | None:
-        """The bytes of a blob's file; None where there is none, or something else in its place."""
+    def size(self, digest: Digest) -> int | None:
+        """The bytes of a blob's file; None where there is none, or something else in its place.
+
+        Raises OSError.
+        """
         try:
             with self._layout.directory("blobs", digest.algorithm) as directory:
                 status = os.stat(digest.hex, dir_fd=directory, follow_symlinks=False)

@@ -7,6 +7,7 @@
     blobs/sha256/<hex>    the blobs
     .isobox/lock          held shared to publish a blob, alone to change anything else
     .isobox/new           the next index.json while it is written, by whoever holds the lock alone
+    .isobox/spare         room for the one after it, so that images can be removed from a full disk
     .isobox/leases/<id>/  what a living process works on: see leases.py
 
 Other tools read the first three and leave the last alone. No symbolic link below the directory is
@@ -36,6 +37,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _EMPTY: Final = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
 
+_SPARE: Final = 4096  # bytes by which the next index.json may be longer
 _REMEDIES: Final = {
     errno.ENOSPC: "Free some space there (a prune removes what no image needs), then try again",
     errno.EDQUOT: "Free some space of this user's (a prune removes what no image needs), then try again",
@@ -119,9 +121,10 @@ class Layout:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink("new", dir_fd=own)
             try:
-                fd = create("new", own)
+                fd = _from_spare(own)
                 try:
                     write_all(fd, data)
+                    os.ftruncate(fd, len(data))
                     os.fsync(fd)
                 finally:
                     os.close(fd)
@@ -131,6 +134,7 @@ class Layout:
                     os.unlink("new", dir_fd=own)
                 raise
             os.fsync(top)
+            _make_spare(own, len(data))
 
     @contextlib.contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
@@ -200,6 +204,27 @@ def create(name: str, directory: int) -> int:
     """Make a file that must not be there yet, to write."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, 0o644, dir_fd=directory)
+
+
+def _from_spare(own: int) -> int:
+    """Make "new", to write: of the spare where there is one, whose blocks even a full disk has."""
+    try:
+        os.rename("spare", "new", src_dir_fd=own, dst_dir_fd=own)
+    except FileNotFoundError:
+        return create("new", own)
+    return os.open("new", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=own)
+
+
+def _make_spare(own: int, size: int) -> None:
+    try:
+        fd = create("spare", own)
+        try:
+            os.posix_fallocate(fd, 0, size + _SPARE)
+        finally:
+            os.close(fd)
+    except OSError:  # there is no room now; then it goes without
+        with contextlib.suppress(OSError):
+            os.unlink("spare", dir_fd=own)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

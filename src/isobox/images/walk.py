@@ -1,0 +1,137 @@
+"""From an image to all of its blobs: indexes, manifests, configs and layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from isobox.errors import ImageError, NotFound
+
+from .blobs import Blobs
+from .descriptor import Descriptor
+from .digest import Digest
+from .fields import MOST_BYTES
+from .media import INDEXES, MANIFESTS, is_distributable, plain_media_type
+from .model import Index, Manifest, parse_document
+
+__all__ = ["children", "find", "missing", "reachable"]
+
+_DOCUMENTS: Final = INDEXES | MANIFESTS
+_DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+
+
+def document(blobs: Blobs, descriptor: Descriptor) -> Index | Manifest:
+    """Read an index or a manifest, verified; raises `ImageError`, `NotFound` where it isn't there."""
+    return parse_document(blobs.read(descriptor.digest), descriptor.media_type)
+
+
+def children(found: Index | Manifest) -> list[Descriptor]:
+    """What a document names directly; the subject of a manifest is among it."""
+    named = list(found.manifests) if isinstance(found, Index) else [found.config, *found.layers]
+    return named if found.subject is None else [*named, found.subject]
+
+
+def reachable(blobs: Blobs, roots: Iterable[Descriptor], *, strict: bool) -> set[Digest]:
+    """Return the digests of all blobs that `roots` lead to, and their own.
+
+    Blobs that aren't there lead nowhere: a layout may lack some (image-layout.md, "Blobs").
+    `strict`: one that can't be read is an ImageError, else it too leads nowhere. Of a root whose
+    media type is unknown, all that looks like a digest in it counts. Each document is read once,
+    so what bounds this is what is on disk, whatever goes round in circles there.
+    """
+    seen: set[Digest] = set()
+    read: set[Digest] = set()
+    todo = list(roots)
+    unknown = [root for root in todo if not _is_document(root)]
+    while todo:
+        descriptor = todo.pop()
+        seen.add(descriptor.digest)
+        if not _is_document(descriptor) or descriptor.digest in read:
+            continue
+        read.add(descriptor.digest)
+        try:
+            found = children(document(blobs, descriptor))
+        except NotFound:
+            continue
+        except ImageError:
+            if strict:
+                raise
+            continue
+        seen.update(child.digest for child in found)
+        todo.extend(child for child in found if _is_document(child))
+    for root in unknown:
+        seen |= _mentioned(blobs, root)
+    return seen
+
+
+def _is_document(descriptor: Descriptor) -> bool:
+    return plain_media_type(descriptor.media_type) in _DOCUMENTS
+
+
+def _mentioned(blobs: Blobs, descriptor: Descriptor) -> set[Digest]:
+    if descriptor.size > MOST_BYTES:
+        return set()
+    try:
+        data = blobs.read(descriptor.digest)
+    except ImageError:
+        return set()
+    return {Digest.parse(found.decode()) for found in _DIGEST.findall(data)}
+
+
+def find(blobs: Blobs, roots: Iterable[Descriptor], digest: Digest) -> Descriptor | None:
+    """Return the index or manifest of this digest that `roots` lead to; None where there is none."""
+    seen: set[Digest] = set()
+    todo = list(roots)
+    while todo:
+        descriptor = todo.pop()
+        if descriptor.digest == digest:
+            return descriptor
+        if plain_media_type(descriptor.media_type) not in INDEXES or descriptor.digest in seen:
+            continue
+        seen.add(descriptor.digest)
+        try:
+            found = document(blobs, descriptor)
+        except ImageError:
+            continue  # it can't say what it has
+        if isinstance(found, Index):
+            todo.extend(found.manifests)
+    return None
+
+
+def missing(blobs: Blobs, root: Descriptor) -> Digest | None:
+    """Return a blob that an image lacks to be of use, or None.
+
+    An index is of use where one of its manifests is; a manifest, where its config and its layers
+    are there. Layers that are fetched from elsewhere (`Descriptor.urls`) may be absent. Raises
+    `ImageError` for what is no image, or damaged.
+    """
+    seen: set[Digest] = set()
+    todo = [root]
+    first: Digest | None = None
+    while todo:
+        descriptor = todo.pop()
+        if descriptor.digest in seen:
+            continue
+        seen.add(descriptor.digest)
+        if not blobs.there(descriptor.digest, descriptor.size):
+            first = first or descriptor.digest
+            continue
+        found = document(blobs, descriptor)
+        if isinstance(found, Index):
+            # The first one first, which is most likely to be there.
+            todo.extend(child for child in reversed(found.manifests) if _is_document(child))
+            continue
+        lacking = _lacking(blobs, found)
+        if lacking is None:
+            return None
+        first = first or lacking
+    return first or root.digest
+
+
+def _lacking(blobs: Blobs, manifest: Manifest) -> Digest | None:
+    for part in (manifest.config, *manifest.layers):
+        elsewhere = part.urls and not is_distributable(part.media_type)
+        if not elsewhere and not blobs.there(part.digest, part.size):
+            return part.digest
+    return None
