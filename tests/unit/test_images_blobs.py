@@ -356,6 +356,26 @@ with blobs.lease(), blobs._layout.locked():
         child.stdout.read()
         child.stdout.close()
 
+    @pytest.mark.parametrize("what", ["has", "commit", "lease"])
+    def test_what_relies_on_it_waits_for_a_prune(self, tmp_path: Path, what: str) -> None:
+        put(tmp_path, b"hello")
+        blobs, other = Blobs(tmp_path), Blobs(tmp_path)
+        with blobs.lease(), blobs.writer() as writer:
+            writer.write(b"other")
+            steps: dict[str, Callable[[], object]] = {
+                "has": lambda: blobs.has(HELLO),
+                "commit": writer.commit,
+                "lease": lambda: other.lease().__enter__(),
+            }
+            thread = threading.Thread(target=steps[what])
+            with other._layout.locked():
+                kept = collect(other._layout)[0]
+                thread.start()
+                thread.join(0.05)
+                assert thread.is_alive()
+                assert kept == collect(other._layout)[0] == set()
+            thread.join()
+
     def test_many_threads_add_the_same(self, tmp_path: Path) -> None:
         blobs = Blobs(tmp_path)
         data = [os.urandom(1000) for _ in range(8)]

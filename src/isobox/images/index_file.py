@@ -11,6 +11,7 @@ since umoci copies an entry with all its annotations and changes that only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from attrs import evolve, field, frozen
@@ -68,6 +69,7 @@ def name_of(entry: Descriptor) -> Reference | None:
     return full
 
 
+@lru_cache(4096)
 def _parsed(name: str | None) -> Reference | None:
     try:
         return None if name is None else Reference.parse(name)

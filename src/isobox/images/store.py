@@ -36,7 +36,7 @@ from .walk import find, missing, reachable
 
 __all__ = ["ImageSize", "Pruned", "Sizes", "Store"]
 
-_ID: Final = re.compile("[0-9a-f]{4,128}")
+_ID: Final = re.compile("(?:sha256:|sha512:)?([0-9a-f]{4,128})")
 _SHOWN: Final = 8  # images in a message
 
 
@@ -84,6 +84,10 @@ class Store(Blobs):
     ()
     """
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self._parsed: tuple[bytes, bytes, IndexFile] | None = None
+
     @classmethod
     def default(cls) -> Store:
         """Return the store of this user: `images` in the data folder (ISOBOX_DATA_DIR).
@@ -126,7 +130,7 @@ class Store(Blobs):
         return bare(found)
 
     def _by_text(self, entries: tuple[Descriptor, ...], text: str) -> Descriptor | None:
-        is_id = _ID.fullmatch(text) is not None
+        is_id = _ID.fullmatch(text)
         with contextlib.suppress(ImageError):
             return find(self, entries, Digest.parse(text))
         try:
@@ -134,11 +138,11 @@ class Store(Blobs):
         except InvalidReference:
             # Another tool's name, such as "Foo".
             same = [entry for entry in entries if text and short_name(entry) == text]
-            if not same and not is_id:
+            if not same and is_id is None:
                 raise
             found = self._one(same, text)
-        if found is None and is_id:
-            found = self._one([entry for entry in entries if entry.digest.hex.startswith(text)], text)
+        if found is None and is_id is not None:
+            found = self._one([entry for entry in entries if entry.digest.hex.startswith(is_id[1])], text)
         return found
 
     def _by_reference(self, entries: tuple[Descriptor, ...], reference: Reference) -> Descriptor | None:
@@ -219,6 +223,9 @@ class Store(Blobs):
             if data is None or os.path.lexists(f"{self.path}/{OWN}"):
                 return IndexFile()
             raise ImageError(f"store {self._layout.where()}: no OCI image layout: it has no oci-layout file")
+        kept = self._parsed
+        if kept is not None and kept[:2] == (version, data):
+            return kept[2]
         what = self._layout.where("oci-layout")
         found = Fields.read(version, what).required_text("imageLayoutVersion")
         if not found.startswith("1."):
@@ -226,7 +233,9 @@ class Store(Blobs):
         what = self._layout.where("index.json")
         if data is None:
             raise ImageError(f"{what}: missing, so nothing says what the blobs are. Restore it")
-        return IndexFile.parse(data, what)
+        index = IndexFile.parse(data, what)
+        self._parsed = version, data, index
+        return index
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[IndexFile]:

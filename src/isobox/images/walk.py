@@ -18,6 +18,7 @@ from .model import Index, Manifest, parse_document
 __all__ = ["children", "find", "missing", "reachable"]
 
 _DOCUMENTS: Final = INDEXES | MANIFESTS
+_MOST_BLOBS: Final = 2_000_000  # some hundred megabytes of memory
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
@@ -38,18 +39,28 @@ def reachable(blobs: Blobs, roots: Iterable[Descriptor], *, strict: bool) -> set
     Blobs that aren't there lead nowhere: a layout may lack some (image-layout.md, "Blobs").
     `strict`: one that can't be read is an ImageError, else it too leads nowhere. Of a root whose
     media type is unknown, all that looks like a digest in it counts. Each document is read once,
-    so what bounds this is what is on disk, whatever goes round in circles there.
+    so circles end; more than two million blobs are an ImageError.
     """
     seen: set[Digest] = set()
-    read: set[Digest] = set()
-    todo = list(roots)
-    unknown = [root for root in todo if not _is_document(root)]
+    known: set[Digest] = set()
+    todo: list[Descriptor] = []
+    unknown: list[Descriptor] = []
+
+    def follow(found: Iterable[Descriptor]) -> None:
+        for descriptor in found:
+            seen.add(descriptor.digest)
+            if _is_document(descriptor) and descriptor.digest not in known:
+                known.add(descriptor.digest)
+                todo.append(descriptor)
+        if len(seen) > _MOST_BLOBS:
+            raise ImageError(f"images that lead to more than {_MOST_BLOBS} blobs. Remove what nobody needs")
+
+    for root in roots:
+        follow([root])
+        if not _is_document(root):
+            unknown.append(root)
     while todo:
         descriptor = todo.pop()
-        seen.add(descriptor.digest)
-        if not _is_document(descriptor) or descriptor.digest in read:
-            continue
-        read.add(descriptor.digest)
         try:
             found = children(document(blobs, descriptor))
         except NotFound:
@@ -58,8 +69,7 @@ def reachable(blobs: Blobs, roots: Iterable[Descriptor], *, strict: bool) -> set
             if strict:
                 raise
             continue
-        seen.update(child.digest for child in found)
-        todo.extend(child for child in found if _is_document(child))
+        follow(found)
     for root in unknown:
         seen |= _mentioned(blobs, root)
     return seen
@@ -95,7 +105,7 @@ def find(blobs: Blobs, roots: Iterable[Descriptor], digest: Digest) -> Descripto
         except ImageError:
             continue  # it can't say what it has
         if isinstance(found, Index):
-            todo.extend(found.manifests)
+            todo.extend(child for child in found.manifests if child.digest not in seen)
     return None
 
 
