@@ -261,6 +261,36 @@ class TestPrune:
         image(tmp_path, DEBIAN, b"layer")
         assert store.prune().blobs == ()
 
+    def test_what_can_not_be_understood_keeps_everything(self, tmp_path: Path) -> None:
+        image(tmp_path, DEBIAN, b"layer")
+        store = Store(tmp_path)
+        with store.lease():
+            odd = add(store, b'{"schemaVersion": 2}', OCI_MANIFEST)
+            unnamed = add(store, b"unnamed", OCI_LAYER)
+        value = index(tmp_path)
+        value["manifests"].append(odd.to_fields())
+        (tmp_path / "index.json").write_text(json.dumps(value))
+        with pytest.raises(ImageError, match=str(odd.digest)):
+            store.prune()
+        assert store.has(unnamed.digest)
+        store.remove(odd.digest)
+        assert set(store.prune().blobs) == {odd.digest, unnamed.digest}
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_named_under_a_wrong_type_too(self, tmp_path: Path, turned: bool) -> None:
+        store = Store(tmp_path)
+        with store.lease():
+            inner = put(store, b"layer")
+            outer = add(store, Index((inner,)).encode(), OCI_INDEX)
+            store.tag(DEBIAN, outer)
+        value = index(tmp_path)
+        value["manifests"].append({**outer.to_fields(), "mediaType": "application/x"})
+        if turned:
+            value["manifests"].reverse()
+        (tmp_path / "index.json").write_text(json.dumps(value))
+        assert store.prune().blobs == ()
+        assert whole(store, inner) == [b"layer"]
+
     def test_other_tools_entries_and_files_stay(self, tmp_path: Path) -> None:
         image(tmp_path, DEBIAN, b"layer")
         store = Store(tmp_path)
@@ -272,10 +302,13 @@ class TestPrune:
                 "application/vnd.oci.artifact.manifest.v1+json",
             )
             subject = put(store, b"subject")
+            nested = add(store, b"in an index", "application/x")
+            inner = add(store, str(nested.digest).encode(), "application/vnd.unknown.manifest+json")
+            outer = add(store, Index((inner,)).encode(), OCI_INDEX)
             config = add(store, b"{}", EMPTY)
             referrer = add(store, Manifest(config, subject=subject).encode(), OCI_MANIFEST)
         value = index(tmp_path)
-        value["manifests"] += [artifact.to_fields(), referrer.to_fields()]
+        value["manifests"] += [entry.to_fields() for entry in (artifact, referrer, outer)]
         (tmp_path / "index.json").write_text(json.dumps(value))
         (tmp_path / "blobs" / "sha256" / "partial").touch()
         (tmp_path / "blobs" / "notes").touch()
@@ -285,7 +318,7 @@ class TestPrune:
         assert store.prune().blobs == (Digest("sha256", "1" * 64),)
         assert (tmp_path / "index.json").exists() and not planted.is_symlink()
         assert (tmp_path / "blobs" / "sha256" / "partial").exists()
-        assert store.has(blob.digest) and store.has(Digest.of(b"subject"))
+        assert store.has(blob.digest) and store.has(Digest.of(b"subject")) and store.has(nested.digest)
 
 
 def test_sizes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from .fields import MOST_BYTES
 from .media import INDEXES, MANIFESTS, is_distributable, plain_media_type
 from .model import Index, Manifest, parse_document
 
-__all__ = ["children", "find", "missing", "reachable"]
+__all__ = ["document", "find", "missing", "reachable"]
 
 _DOCUMENTS: Final = INDEXES | MANIFESTS
 _MOST_BLOBS: Final = 2_000_000  # some hundred megabytes of memory
@@ -24,54 +24,59 @@ _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 def document(blobs: Blobs, descriptor: Descriptor) -> Index | Manifest:
     """Read an index or a manifest, verified; raises `ImageError`, `NotFound` where it isn't there."""
-    return parse_document(blobs.read(descriptor.digest), descriptor.media_type)
-
-
-def children(found: Index | Manifest) -> list[Descriptor]:
-    """What a document names directly; the subject of a manifest is among it."""
-    named = list(found.manifests) if isinstance(found, Index) else [found.config, *found.layers]
-    return named if found.subject is None else [*named, found.subject]
+    data = blobs.read(descriptor.digest)
+    try:
+        return parse_document(data, descriptor.media_type)
+    except ImageError as error:
+        raise ImageError(f"blob {descriptor.digest}: {error}") from error
 
 
 def reachable(blobs: Blobs, roots: Iterable[Descriptor], *, strict: bool) -> set[Digest]:
     """Return the digests of all blobs that `roots` lead to, and their own.
 
     Blobs that aren't there lead nowhere: a layout may lack some (image-layout.md, "Blobs").
-    `strict`: one that can't be read is an ImageError, else it too leads nowhere. Of a root whose
+    `strict`: one that can't be read is an ImageError, else it too leads nowhere. Where an image's
     media type is unknown, all that looks like a digest in it counts. Each document is read once,
     so circles end; more than two million blobs are an ImageError.
     """
     seen: set[Digest] = set()
-    known: set[Digest] = set()
+    known: set[tuple[Digest, str | None]] = set()
     todo: list[Descriptor] = []
-    unknown: list[Descriptor] = []
 
-    def follow(found: Iterable[Descriptor]) -> None:
-        for descriptor in found:
-            seen.add(descriptor.digest)
-            if _is_document(descriptor) and descriptor.digest not in known:
-                known.add(descriptor.digest)
-                todo.append(descriptor)
-        if len(seen) > _MOST_BLOBS:
-            raise ImageError(f"images that lead to more than {_MOST_BLOBS} blobs. Remove what nobody needs")
+    def follow(images: Iterable[Descriptor]) -> None:
+        for image in images:
+            seen.add(image.digest)
+            # Named under a wrong media type as well, it must not be passed over under the right one.
+            key = image.digest, plain_media_type(image.media_type) if _is_document(image) else None
+            if key not in known:
+                known.add(key)
+                todo.append(image)
 
-    for root in roots:
-        follow([root])
-        if not _is_document(root):
-            unknown.append(root)
+    follow(roots)
     while todo:
-        descriptor = todo.pop()
+        image = todo.pop()
         try:
-            found = children(document(blobs, descriptor))
+            if not _is_document(image):
+                seen |= _mentioned(blobs, image)
+                continue
+            found = document(blobs, image)
         except NotFound:
             continue
         except ImageError:
             if strict:
                 raise
             continue
-        follow(found)
-    for root in unknown:
-        seen |= _mentioned(blobs, root)
+        if isinstance(found, Index):
+            follow(found.manifests)
+        else:
+            seen.add(found.config.digest)
+            seen.update(layer.digest for layer in found.layers)
+        if found.subject is not None:
+            follow([found.subject])
+        if len(seen) > _MOST_BLOBS:
+            raise ImageError(
+                f"store {blobs.path}: its images lead to more than {_MOST_BLOBS} blobs. Remove some of them"
+            )
     return seen
 
 
@@ -80,12 +85,9 @@ def _is_document(descriptor: Descriptor) -> bool:
 
 
 def _mentioned(blobs: Blobs, descriptor: Descriptor) -> set[Digest]:
-    if descriptor.size > MOST_BYTES:
+    if descriptor.size > MOST_BYTES:  # no manifest of whatever kind
         return set()
-    try:
-        data = blobs.read(descriptor.digest)
-    except ImageError:
-        return set()
+    data = blobs.read(descriptor.digest)
     return {Digest.parse(found.decode()) for found in _DIGEST.findall(data)}
 
 
