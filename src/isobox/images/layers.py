@@ -29,9 +29,11 @@ from .lowers import OPAQUE, Lowers
 from .tarstream import Entry, TarStream
 from .unpacking import MOST_BYTES, MOST_ENTRIES, Place, Unpacking, shown, split
 
-__all__ = ["LayerUnpacked", "collect", "unpack_layer"]
+__all__ = ["LayerUnpacked", "collect", "unpack_layer", "work_directory"]
 
-_PREFIX: Final = ".layer-"  # of directories that are being filled
+PREFIX: Final = ".layer-"
+"""Of directories that are being filled or removed."""
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = b".wh."
 _HIDES_ALL: Final = b".wh..wh..opq"
@@ -109,7 +111,7 @@ def unpack_layer(
     into = os.path.abspath(os.fspath(into))
     parent = os.path.dirname(into)
     try:
-        work, lock = _work_directory(parent)
+        work, lock = work_directory(parent)
     except OSError as error:
         raise SetupError(error.errno or errno.EIO, f"make a directory in {parent}", stage="layer") from error
     try:
@@ -157,10 +159,10 @@ def _unpacked(
     )
 
 
-def _work_directory(parent: str) -> tuple[str, int]:
-    """Make a directory and lock it: the lock goes with the process."""
+def work_directory(parent: str) -> tuple[str, int]:
+    """Make a directory for `collect` to find, and the descriptor whose lock says that its maker lives."""
     while True:
-        path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
         fd = -1
         try:
             fd = _opened(path)
@@ -194,7 +196,7 @@ def collect(parent: str | os.PathLike[str]) -> int:
     """
     count = 0
     for name in os.listdir(parent):
-        if not name.startswith(_PREFIX):
+        if not name.startswith(PREFIX):
             continue
         path = os.path.join(parent, name)
         try:

@@ -1,0 +1,279 @@
+"""The layers of images on disk, once for each chain id, for all containers and processes of one user.
+
+    <path>/lock                        shared while a layer is taken, exclusive while some are removed
+    <path>/locks/<chain id>            shared by whoever uses the layer
+    <path>/locks/<chain id>.make       exclusive by whoever makes it
+    <path>/layers/<chain id>/root      the lower directory of an overlay; never changed
+    <path>/layers/<chain id>/parent    the chain id of the layer below; empty for the lowest
+    <path>/layers/<chain id>/hides-all there if nothing of the layers below is to be seen
+    <path>/layers/.layer-*             being made or removed; collected when its process is gone
+
+A layer appears by one rename, whole, and goes by one. All locks are the kernel's (flock(2)) and go with
+their process. That a layer is used keeps those below it too.
+
+Owners are right for root (``keep_owners``, shown through idmapped mounts) and for an ordinary user with one
+id, to whom everything belongs; one with subuids gets the same. To keep owners there, a process in a user
+namespace with `runtime.user_map()` would have to unpack: started as `discard.remove_tree_mapped` starts one,
+its maps written by `idmap.write`, the stream on its standard input, ``setresuid(0, 0, 0)``, then
+`unpack_layer` with `keep_owners` (an owner beyond the map is an `UnpackError`); and the same to remove. The
+path would have to name the map: with another one the same files have other owners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Final
+
+from attrs import define
+
+from isobox.discard import remove_tree
+from isobox.errors import ImageError, SetupError
+from isobox.owners import DATA, check_directory
+
+from .compression import Readable
+from .digest import Digest
+from .layers import PREFIX, collect, unpack_layer, work_directory
+
+__all__ = ["Held", "Layers"]
+
+_MOST_BELOW: Final = 1024  # more than any image has; a loop on disk ends
+
+
+@define
+class Held:
+    """A layer in use: it and those below it stay until this is closed.
+
+    `lowers`: for an overlay, topmost first; `lowers[0]` is its own directory.
+    """
+
+    chain_id: Digest
+    lowers: tuple[str, ...]
+    _fd: int
+
+    def close(self) -> None:
+        """Let go of it; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Layers:
+    """The unpacked layers in the directory `path`, which is made if needed and closed to other users.
+
+    `keep_owners` as `unpack_layer` has it; the same for all who share a path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, keep_owners: bool) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._keep_owners = keep_owners
+        self._places = f"{self.path}/layers"
+        check_directory(self.path, DATA)
+        with _as_setup_error(self.path):
+            os.chmod(self.path, 0o700)
+            for place in (self._places, f"{self.path}/locks"):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(place, 0o700)
+
+    def find(self, chain_id: Digest) -> Held | None:
+        """Take a layer that is there; None if it isn't, or not yet."""
+        with _as_setup_error(self.path), self._shared():
+            if not os.path.isdir(self._place(chain_id)):
+                return None
+            fd = self._lock(str(chain_id))
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)  # at once: only a prune has it otherwise
+                return Held(chain_id, self._lowers(chain_id), fd)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def ensure(
+        self,
+        parent: Held | None,
+        diff_id: Digest,
+        open_layer: Callable[[], AbstractContextManager[Readable]],
+    ) -> Held:
+        """Take the layer `diff_id` on top of `parent`; make it from `open_layer()` if it isn't there.
+
+        However many processes and threads ask at once, one makes it and the others wait. Raises what
+        `unpack_layer` raises, and then it isn't there; who waited tries it next.
+        """
+        chain_id = diff_id if parent is None else Digest.of(f"{parent.chain_id} {diff_id}".encode())
+        while True:
+            held = self.find(chain_id)
+            if held is not None:
+                return held
+            with _as_setup_error(self.path):
+                fd = self._lock(f"{chain_id}.make")
+            try:
+                with _as_setup_error(self.path):
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    if not os.fstat(fd).st_nlink or os.path.lexists(self._place(chain_id)):
+                        continue  # the lock was removed meanwhile, or the layer made
+                self._make(chain_id, parent, diff_id, open_layer)
+            finally:
+                os.close(fd)
+
+    def prune(self, keep: Collection[Digest]) -> list[Digest]:
+        """Remove the layers that neither `keep` names nor anybody uses, nor lie below such; return them.
+
+        `keep`: chain ids, of the topmost layer of each image at least. Also removes what processes
+        that were killed left. What can't be removed any more is tried again next time.
+        """
+        removed: list[Digest] = []
+        with _as_setup_error(self.path), self._exclusive():
+            there = self.chain_ids()
+            kept = set(keep)
+            kept.update(chain_id for chain_id in there if not self._unlocked(str(chain_id)))
+            for chain_id in kept & set(there):
+                with contextlib.suppress(ImageError):  # a damaged one: it keeps what is known
+                    kept.update(self._chain(chain_id))
+            for chain_id in there:
+                if chain_id not in kept:
+                    self._remove(chain_id)
+                    removed.append(chain_id)
+            for name in set(os.listdir(f"{self.path}/locks")) - set(map(str, there)):
+                if self._unlocked(name):
+                    os.unlink(f"{self.path}/locks/{name}")
+            collect(self._places)
+        return removed
+
+    def _unlocked(self, name: str) -> bool:
+        """Whether nobody has this lock. That of a layer in use can't be taken anew meanwhile."""
+        try:
+            fd = os.open(f"{self.path}/locks/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def chain_ids(self) -> list[Digest]:
+        """The layers that are there."""
+        found: list[Digest] = []
+        for name in sorted(os.listdir(self._places)):
+            with contextlib.suppress(ImageError):
+                found.append(Digest.parse(name))
+        return found
+
+    def _make(
+        self,
+        chain_id: Digest,
+        parent: Held | None,
+        diff_id: Digest,
+        open_layer: Callable[[], AbstractContextManager[Readable]],
+    ) -> None:
+        with _as_setup_error(self.path):
+            collect(self._places)
+            work, fd = work_directory(self._places)
+        try:
+            with _as_setup_error(self.path):
+                with open(f"{work}/parent", "w", encoding="ascii") as file:
+                    file.write("" if parent is None else str(parent.chain_id))
+            with open_layer() as stream:
+                made = unpack_layer(
+                    stream,
+                    f"{work}/root",
+                    keep_owners=self._keep_owners,
+                    diff_id=diff_id,
+                    lowers=() if parent is None else parent.lowers,
+                )
+            with _as_setup_error(self.path):
+                if made.hides_all:
+                    with open(f"{work}/hides-all", "wb"):
+                        pass
+                os.rename(work, self._place(chain_id))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove_tree(work)
+            raise
+        finally:
+            os.close(fd)
+
+    def _remove(self, chain_id: Digest) -> None:
+        gone = f"{self._places}/{PREFIX}{os.urandom(8).hex()}"
+        os.rename(self._place(chain_id), gone)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.path}/locks/{chain_id}")
+        with contextlib.suppress(OSError):
+            remove_tree(gone)
+
+    def _chain(self, chain_id: Digest) -> list[Digest]:
+        """The layer and those below it; raises ImageError if what is on disk makes no sense."""
+        found: list[Digest] = []
+        while len(found) < _MOST_BELOW:
+            found.append(chain_id)
+            try:
+                with open(f"{self._place(chain_id)}/parent", "rb") as file:
+                    text = file.read(200).decode("ascii", "replace")
+            except FileNotFoundError:
+                text = f"layer {found[0]}: {chain_id} below it is missing; pull the image anew"
+                raise ImageError(text) from None
+            if not text:
+                return found
+            chain_id = Digest.parse(text)
+        raise ImageError(f"layer {found[0]}: more than {_MOST_BELOW} layers lie below it")
+
+    def _lowers(self, chain_id: Digest) -> tuple[str, ...]:
+        lowers: list[str] = []
+        for below in self._chain(chain_id):
+            lowers.append(f"{self._place(below)}/root")
+            if os.path.lexists(f"{self._place(below)}/hides-all"):
+                break
+        return tuple(lowers)
+
+    def _place(self, chain_id: Digest) -> str:
+        return f"{self._places}/{chain_id}"
+
+    def _lock(self, name: str) -> int:
+        path = f"{self.path}/locks/{name}"
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Nothing is removed meanwhile."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Nobody takes a layer meanwhile."""
+        with self._locked(fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, how)
+            yield
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _as_setup_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except SetupError:
+        raise
+    except OSError as error:
+        raise SetupError(error.errno or errno.EIO, f"the layers in {path}", stage="layer") from error

@@ -1,0 +1,225 @@
+"""Unpacked layers that are shared: made once, held while used, removed when nobody names them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from archives import entry, folder, packed
+from isobox.errors import DigestMismatch, ImageError, SetupError, UnpackError, UnsupportedError
+from isobox.images.config import chain_ids
+from isobox.images.digest import Digest
+from isobox.images.unpacked import Held, Layers
+from patience import patient
+from programs import ROOT
+
+BASE = packed(folder("d", 0o700), entry("d/f", b"1"))
+NEXT = packed(entry("d/g", b"2"))
+TOP = packed(entry("h", b"3"))
+
+
+class Source:
+    """A layer's stream, and how often it was asked for."""
+
+    def __init__(self, data: bytes, wait: float = 0) -> None:
+        self.data = data
+        self.diff_id = Digest.of(data)
+        self.opened = 0
+        self._wait = wait
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[io.BytesIO]:
+        self.opened += 1
+        time.sleep(self._wait)
+        yield io.BytesIO(self.data)
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Layers:
+    return Layers(tmp_path / "layers", keep_owners=ROOT)
+
+
+def stacked(layers: Layers, *sources: Source) -> Held:
+    """Hold the topmost of these layers."""
+    held: Held | None = None
+    for source in sources:
+        above = layers.ensure(held, source.diff_id, source)
+        if held is not None:
+            held.close()
+        held = above
+    assert held is not None
+    return held
+
+
+def temporary(layers: Layers) -> list[str]:
+    return [name for name in os.listdir(f"{layers.path}/layers") if name.startswith(".")]
+
+
+def test_each_layer_is_made_once(layers: Layers) -> None:
+    sources = [Source(BASE), Source(NEXT), Source(TOP)]
+    with stacked(layers, *sources) as first, stacked(layers, *sources) as second:
+        assert first.lowers == second.lowers and len(first.lowers) == 3
+        assert [os.listdir(lower) for lower in first.lowers] == [["h"], ["d"], ["d"]]
+        assert os.stat(f"{first.lowers[1]}/d").st_mode & 0o777 == 0o700  # as the layer below has it
+        expected = chain_ids([source.diff_id for source in sources])
+        assert sorted(layers.chain_ids()) == sorted(expected) and first.chain_id == expected[-1]
+    assert [source.opened for source in sources] == [1, 1, 1]
+
+
+def test_the_same_layer_on_others_is_another(layers: Layers) -> None:
+    """Its directories inherit from what lies below."""
+    with stacked(layers, Source(NEXT)) as alone, stacked(layers, Source(BASE), Source(NEXT)) as above:
+        modes = [os.stat(f"{held.lowers[0]}/d").st_mode & 0o777 for held in (alone, above)]
+    assert modes == [0o755, 0o700]
+
+
+def test_what_hides_all_ends_the_list(layers: Layers) -> None:
+    try:
+        held = stacked(layers, Source(BASE), Source(packed(entry(".wh..wh..opq"), entry("x"))), Source(TOP))
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    with held:
+        assert [sorted(os.listdir(lower)) for lower in held.lowers] == [["h"], ["x"]]
+        assert layers.prune([]) == []  # the one below is still a part of it
+
+
+def test_many_at_once_make_it_once(layers: Layers) -> None:
+    source = Source(BASE, wait=0.2)
+    found: list[Held] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(layers.ensure(None, source.diff_id, source)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patient(30))
+    assert len(found) == 6 and source.opened == 1 and len({held.lowers for held in found}) == 1
+    for held in found:
+        held.close()
+
+
+def test_after_a_failure_the_next_one_tries(layers: Layers) -> None:
+    right = Source(BASE)
+    for wrong in (Source(TOP), Source(BASE[:700])):
+        with pytest.raises((DigestMismatch, UnpackError)):
+            layers.ensure(None, right.diff_id, wrong)
+        assert layers.find(right.diff_id) is None
+        assert layers.chain_ids() == [] and temporary(layers) == []
+    layers.ensure(None, right.diff_id, right).close()
+    assert right.opened == 1
+
+
+def test_prune(layers: Layers) -> None:
+    base, next_, top = Source(BASE), Source(NEXT), Source(TOP)
+    one, two = chain_ids([base.diff_id, next_.diff_id]), chain_ids([base.diff_id, top.diff_id])
+    stacked(layers, base, next_).close()
+    stacked(layers, base, top).close()
+    assert layers.prune([one[-1], two[-1]]) == []
+    assert layers.prune([one[-1]]) == [two[-1]]
+    with stacked(layers, base, top):
+        assert layers.prune([]) == [one[-1]]
+    assert sorted(layers.prune([])) == sorted(two)
+    assert layers.chain_ids() == [] and os.listdir(f"{layers.path}/locks") == temporary(layers) == []
+    stacked(layers, base, top).close()
+
+
+def test_nothing_is_open_in_the_end(layers: Layers) -> None:
+    stacked(layers, Source(BASE)).close()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        held = stacked(layers, Source(BASE), Source(NEXT))
+        held.close()
+        held.close()
+        assert layers.find(Digest.of(b"")) is None
+        layers.prune([held.chain_id])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+MAKER = """
+import contextlib, io, sys, time
+from isobox.images.digest import Digest
+from isobox.images.unpacked import Layers
+data = sys.stdin.buffer.read()
+@contextlib.contextmanager
+def source():
+    print("making", flush=True)
+    yield io.BytesIO(data)
+    time.sleep(float(sys.argv[2]))
+held = Layers(sys.argv[1], keep_owners=False).ensure(None, Digest.of(data), source)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def maker(layers: Layers, data: bytes, wait: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that makes the layer and holds it."""
+    command = [sys.executable, "-c", MAKER, layers.path, str(wait)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(data)
+            process.stdin.close()
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_whoever_is_killed_is_followed_by_another(layers: Layers) -> None:
+    source = Source(BASE)
+    with maker(layers, BASE, 600) as process:
+        assert said(process) == b"making"
+        assert layers.find(source.diff_id) is None
+        threading.Timer(0.3, process.send_signal, [signal.SIGKILL]).start()
+        with layers.ensure(None, source.diff_id, source) as held:  # waits for it
+            assert process.wait(patient(30)) == -signal.SIGKILL
+            assert os.listdir(held.lowers[0]) == ["d"] and source.opened == 1
+    assert temporary(layers) == []
+
+
+def test_what_another_process_holds_stays(layers: Layers) -> None:
+    source = Source(BASE)
+    with maker(layers, BASE, 0) as process:
+        assert said(process) == b"making" and said(process) == b"held"
+        assert layers.prune([]) == []
+        layers.ensure(None, source.diff_id, source).close()
+        assert source.opened == 0
+        process.kill()
+    assert layers.prune([]) == [source.diff_id]
+
+
+def test_what_is_on_disk_is_not_trusted(layers: Layers) -> None:
+    held = stacked(layers, Source(BASE), Source(NEXT))
+    held.close()
+    parent = Path(layers.path, "layers", str(held.chain_id), "parent")
+    for text in ("sha256:xyz", "../../etc", "\xff", str(held.chain_id), str(Digest.of(b"another"))):
+        parent.write_text(text)
+        with pytest.raises(ImageError):
+            layers.find(held.chain_id)
+        assert layers.prune([held.chain_id, Digest.of(BASE)]) == []
+
+
+def test_a_place_that_others_can_write_to(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UnsupportedError):
+        Layers(tmp_path / "open", keep_owners=False)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises((UnsupportedError, SetupError)):
+        Layers(tmp_path / "file", keep_owners=False)
