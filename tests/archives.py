@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from isobox.errors import UnpackError
 from isobox.images.tar import Unpacked, unpack
 from programs import ROOT
@@ -53,6 +55,15 @@ def header(type: bytes, size: bytes, rest: bytes = b"", at: int = 345) -> bytes:
 def binary(value: int) -> bytes:
     """GNU's way of numbers that octal digits have no room for."""
     return b"\x80" + value.to_bytes(11, "big") if value >= 0 else value.to_bytes(12, "big", signed=True)
+
+
+def attributes_kept(place: Path) -> None:
+    """Skip a test where the file system has no user.* attributes (tmpfs before Linux 6.6)."""
+    try:
+        os.setxattr(place, "user.isobox", b"")
+    except OSError as error:
+        pytest.skip(f"no user.* attributes here: {error.strerror}")
+    os.removexattr(place, "user.isobox")
 
 
 class Trusting(tarfile.TarFile):

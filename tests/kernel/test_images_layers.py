@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from archives import entry, folder, link, packed
+from archives import attributes_kept, entry, folder, link, packed
 from isobox.images.layers import unpack_layer
 from listing import listing
 from programs import ROOT
+from requirements import program
 
 CAPABILITY = "\x01\x00\x00\x02\x00\x20" + "\x00" * 14  # VFS_CAP_REVISION_2 with CAP_NET_RAW
 OPAQUE = ".wh..wh..opq"
@@ -76,6 +76,7 @@ def compared(tree: dict[str, dict[str, Any]], *, folders: bool = True) -> dict[s
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_one_layer_as_gnu_tar_unpacks_it(format: int, tmp_path: Path) -> None:
+    attributes_kept(tmp_path)
     with tarfile.open(fileobj=io.BytesIO(shaped())) as tar:
         whole = [(info, tar.extractfile(info).read() if info.isreg() else b"") for info in tar]  # type: ignore[union-attr]
     for info, _ in whole:
@@ -167,11 +168,10 @@ def merged(target: Path, layers: list[Path], options: str) -> dict[str, dict[str
 @pytest.mark.requires("user_namespaces", "overlay")
 @pytest.mark.parametrize("options", [",userxattr", *([""] if ROOT else [])])
 def test_layers_on_each_other_as_umoci_unpacks_them(options: str, tmp_path: Path) -> None:
-    if shutil.which("umoci") is None:
-        pytest.skip("no umoci")
+    attributes_kept(tmp_path)
     stack = [dated(*members) for members in STACK]
     image = f"{tmp_path}/image:latest"
-    umoci = ["umoci", "--log=error"]
+    umoci = [program("umoci"), "--log=error"]
     subprocess.run([*umoci, "init", "--layout", f"{tmp_path}/image"], check=True)
     subprocess.run([*umoci, "new", "--image", image], check=True)
     folders: list[Path] = []
@@ -197,6 +197,7 @@ def test_layers_on_each_other_as_umoci_unpacks_them(options: str, tmp_path: Path
 
 
 def test_the_shapes_are_all_there(tmp_path: Path) -> None:
+    attributes_kept(tmp_path)
     unpack_layer(io.BytesIO(shaped()), tmp_path / "ours", keep_owners=ROOT)
     tree = listing(str(tmp_path / "ours"))
     assert {known["mode"][0] for known in tree.values()} == set("d-lp")

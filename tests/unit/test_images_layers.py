@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archives import entry, folder, link, packed
+from archives import attributes_kept, entry, folder, link, packed
 from isobox.discard import remove_tree
 from isobox.errors import DigestMismatch, SetupError, UnpackError, UnsupportedError
 from isobox.images import layers
@@ -66,10 +66,7 @@ def is_opaque(path: Path) -> bool:
 
 @pytest.fixture
 def attributes(tmp_path: Path) -> None:
-    try:
-        os.setxattr(tmp_path, "user.isobox", b"")
-    except OSError as error:
-        pytest.skip(f"no user.* attributes here: {error.strerror}")
+    attributes_kept(tmp_path)
 
 
 def test_whiteouts(tmp_path: Path) -> None:
