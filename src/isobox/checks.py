@@ -89,6 +89,22 @@ def text(value: object, field: str, expected: str) -> str:
     return value
 
 
+def image(value: object) -> str:
+    """Return the name of an image, or a path that `is_path` knows: a path-like is never a name."""
+    expected = 'an image such as "debian:12", the path of a root folder or tar such as "./rootfs", or "host"'
+    found = text(value, "image", expected)
+    return f"./{found}" if isinstance(value, os.PathLike) and not is_path(found) else found
+
+
+def is_path(image: str) -> bool:
+    """Whether this is written as a path; else it is "host" or the name of an image.
+
+    >>> is_path("./rootfs"), is_path("debian:12")
+    (True, False)
+    """
+    return image.startswith(("/", "./", "../")) or image in (".", "..")
+
+
 def encodable(value: str, field: str) -> None:
     if "\0" in value:
         raise SpecError(field, value, "text without a NUL character")

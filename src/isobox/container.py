@@ -55,7 +55,8 @@ class Container:
 
     Options (all by keyword but `image`; None means no limit):
 
-    - `image`: ``"host"``, this machine's system copy-on-write; or the path of a root folder or of a tar
+    - `image`: ``"host"``, this machine's system copy-on-write; the name of an image of the store, such as
+      ``"debian:12"``; or the path (``/...``, ``./...`` or path-like) of a root folder or of a tar
       of one (plain, gzip, zstd).
     - `cpu`: cores, a float > 0. `cpu_weight`: 1..10000. `cpuset`: ``"0-2,5"`` or ints.
     - `memory`: bytes or ``"256M"`` (powers of 1024); exceeding it ends the program with reason "oom".
@@ -163,15 +164,19 @@ class Container:
         check_owner(self._pid)
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it: SIGTERM to the running programs, SIGKILL to all after `timeout` seconds. Idempotent."""
+        """End it: SIGTERM (or what the image says) to the programs, SIGKILL to all after `timeout` seconds.
+
+        Idempotent.
+        """
         self._own()
         if self.state == "paused":
             self.resume()
-        running = list(self._programs.running.values()) if self._programs is not None else []
-        if running and timeout > 0 and self.state == "running":
+        programs = self._programs
+        running = list(programs.running.values()) if programs is not None else []
+        if programs is not None and running and timeout > 0 and self.state == "running":
             deadline = time.monotonic() + timeout
             for process in running:
-                process.terminate()
+                process.send_signal(programs.launched.defaults.stop_signal)
             for process in running:
                 with contextlib.suppress(Exception):
                     process.wait(max(0.0, deadline - time.monotonic()))

@@ -534,7 +534,9 @@ class Process:
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program (not to what it started); nothing happens if it has ended."""
         self._programs.check_ours()
-        number = int(signals.Signals(signal))
+        number = int(signal)
+        if number not in signals.valid_signals():  # those of real time have no names
+            raise ValueError(f"{signal} is not a valid signal")
         if self.returncode is not None:
             return
         # Before it is sent: another thread may be waiting, and sees the end at once.

@@ -45,9 +45,6 @@ class Program(Protocol):
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end."""
 
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-
     def send_signal(self, signal: int) -> None:
         """Send a signal."""
 
@@ -159,7 +156,8 @@ class Programs:
     def _make_template(self, spec: ExecSpec, joins: int) -> ExecTemplate:
         launched, settings = self.launched, self.spec
         filtered = bool(self._filtering)
-        user = self._user(spec.user or settings.user)
+        defaults = launched.defaults
+        user = self._user(spec.user or settings.user or defaults.user)
         base = {"PATH": SEARCH_PATH, "HOME": user.home, "LANG": "C.UTF-8"}
         if spec.tty:
             base["TERM"] = "xterm"
@@ -169,7 +167,7 @@ class Programs:
             groups_allowed=launched.id_map is None or not launched.id_map.deny_setgroups,
             rlimits=launched.rlimits,
             filters=() if filtered else launched.filters,
-            workdir=spec.workdir or settings.workdir or "/",
+            workdir=spec.workdir or settings.workdir or defaults.workdir or "/",
             tty=spec.tty,
             landlock=launched.landlock,
             # Without a user namespace of its own, what hides the machine's settings lies over the old one.
@@ -178,7 +176,8 @@ class Programs:
             else covers(own_userns=True, capabilities=launched.capabilities),
             own_cgroupns=launched.group.unified and settings.namespaces["cgroup"] == "private",
         )
-        return ExecTemplate.make(ops, base | settings.env | (spec.env or {}), filtered=filtered)
+        env = {**base, **defaults.env, **settings.env, **(spec.env or {})}
+        return ExecTemplate.make(ops, env, filtered=filtered)
 
     def _user(self, name: str | None) -> User:
         found = self._users.get(name)

@@ -277,9 +277,7 @@ class ContainerSpec:
         True
         """
         return cls(
-            image
-            if image == "host"
-            else checks.text(image, "image", 'an image, such as "host" or the path of a root folder or tar'),
+            image if image == "host" else checks.image(image),
             None if name is None else checks.name(name),
             None if hostname is None else checks.hostname(hostname),
             {} if labels is None else checks.strings(labels, "labels"),

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 
 from attrs import define
 
-from . import _native, forks
+from . import _native
 from .cgroups import Device, Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
@@ -25,13 +25,13 @@ from .interrupts import Undisturbed
 from .owners import data_dir
 from .plan.ops import Op, describe, encode, filesystem
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
-from .rootfs.folder import folder_image
 from .rootfs.layers import Rootfs
 from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, landlock, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
+from .sources import Defaults, source
 from .spec import ContainerSpec, Mount
 
 
@@ -48,6 +48,7 @@ class Launched:
     landlock: bool
     rlimits: dict[int, tuple[int, int]]
     rootfs: Rootfs
+    defaults: Defaults
 
     @property
     def control(self) -> Control:
@@ -100,7 +101,8 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
         with Undisturbed():
             shared.owner.name(spec.name)
             stack.callback(shared.owner.release_name, spec.name)
-    rootfs = _rootfs(spec, shared, stack)
+    origin = source(spec, shared, stack)
+    rootfs = origin.rootfs
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
     table = Descriptors()
     stack.callback(table.close)
@@ -143,6 +145,7 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
         own.landlock is not None,
         rlimits,
         rootfs,
+        origin.defaults,
     )
 
 
@@ -207,26 +210,10 @@ def _in_sight(rootfs: Rootfs, mounts: Sequence[Mount]) -> list[str]:
     return [target for target in targets if not f"{target}/".startswith(covered)]
 
 
-def _rootfs(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Rootfs:
-    """What the image is made of; a tar is unpacked into a directory that goes on the stack."""
-    if spec.image == "host":
-        return shared.host_image()
-    own_ids = shared.root and spec.userns == "auto"
-    if os.path.isfile(spec.image):
-        with Undisturbed():
-            place = shared.owner.disk_dir()
-            stack.callback(shared.owner.discard, place)
-        with forks.whole:
-            from .images.tar import unpack  # here: few containers are made of one
-        unpack(spec.image, f"{place}/rootfs", keep_owners=shared.root)
-        return folder_image(f"{place}/rootfs", root=own_ids)
-    return shared.folder_image(spec.image, own_ids)
-
-
 def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
     """Return the ops of a container that is not started."""
     with ExitStack() as stack:
-        rootfs = _rootfs(spec, shared, stack)
+        rootfs = source(spec, shared, stack).rootfs
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
         wanted = _wanted(spec, shared, rootfs, mask, stack)
         mounts = _placed(spec.mounts) if shared.root else ()

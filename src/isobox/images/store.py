@@ -126,7 +126,8 @@ class Store(Blobs):
             found = self._by_reference(entries, name)
         if found is None:
             text = name.familiar if isinstance(name, Reference) else str(name)
-            raise NotFound(f"no image {shown(text)} in the store {self._layout.where()}. Pull it first")
+            where = f"the store {self._layout.where()}"
+            raise NotFound(f"no image {shown(text)} in {where}. Load it first: isobox load ARCHIVE")
         return bare(found)
 
     def _by_text(self, entries: tuple[Descriptor, ...], text: str) -> Descriptor | None:
@@ -182,7 +183,7 @@ class Store(Blobs):
             if lacking is not None:
                 raise ImageError(
                     f"store {self._layout.where()}: can't name {descriptor.digest} {reference.familiar}: "
-                    f"its blob {lacking} is not there. Pull or load the image again"
+                    f"its blob {lacking} is not there. Load the image again"
                 )
             entry = named(bare(descriptor), reference)
             others = [other for other in index.manifests if name_of(other) != reference]

@@ -62,6 +62,9 @@ class Held:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:  # Ctrl-C on its way to whoever was to close it
+        self.close()
+
     def __enter__(self) -> Held:
         return self
 

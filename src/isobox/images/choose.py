@@ -1,0 +1,91 @@
+"""From a name in a store to what one container runs: a manifest, its config, its layers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+from isobox.errors import ImageError, NotFound
+
+from .blobs import Blobs
+from .descriptor import Descriptor
+from .digest import Digest
+from .media import CONFIGS, plain_media_type
+from .model import ImageConfig, Index, Manifest, pair_layers
+from .platform import Platform, best
+from .walk import document
+
+__all__ = ["Chosen", "choose"]
+
+_DEEPEST: Final = 4  # indexes in each other
+_MOST: Final = 100  # documents that are looked at
+
+
+@frozen
+class Chosen:
+    """One image for one platform. `layers` has each layer with its diff_id, the lowest first."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+    layers: tuple[tuple[Descriptor, Digest], ...]
+
+    @property
+    def id(self) -> Digest:
+        """What Docker calls the image's id: the digest of its config."""
+        return self.manifest.config.digest
+
+
+def choose(blobs: Blobs, descriptor: Descriptor, wanted: Platform | None = None) -> Chosen:
+    """Return the image behind `descriptor` for a platform (None: this machine's).
+
+    An index leads to its best image that is there. Raises `ImageError` where there is none for this
+    platform, and where a document is damaged or is no container image's; `NotFound` where a blob is not
+    in the store.
+    """
+    wanted = wanted or Platform.here()
+    return _Search(blobs, wanted).of(descriptor, 0)
+
+
+class _Search:
+    def __init__(self, blobs: Blobs, wanted: Platform) -> None:
+        self._blobs = blobs
+        self._wanted = wanted
+        self._looked = 0
+
+    def of(self, descriptor: Descriptor, depth: int) -> Chosen:
+        self._looked += 1
+        if depth > _DEEPEST or self._looked > _MOST:
+            raise ImageError(f"image {descriptor.digest}: indexes in it that lead to others without an end")
+        found = document(self._blobs, descriptor)
+        if isinstance(found, Manifest):
+            return self._image(descriptor, found)
+        return self._of_index(found, depth)
+
+    def _of_index(self, index: Index, depth: int) -> Chosen:
+        problem: ImageError | None = None
+        for choice in index.choices(self._wanted):
+            try:
+                return self.of(choice, depth + 1)
+            except (NotFound, _Unsuited) as error:
+                problem = problem or error
+        assert problem is not None  # there is a first choice
+        raise problem
+
+    def _image(self, descriptor: Descriptor, manifest: Manifest) -> Chosen:
+        if plain_media_type(manifest.config.media_type) not in CONFIGS:
+            raise _Unsuited(
+                f"image {descriptor.digest}: it is no container image: its config is "
+                f"{manifest.config.media_type}"
+            )
+        config = ImageConfig.parse(self._blobs.read(manifest.config.digest), manifest.config.media_type)
+        if best([config.platform], self._wanted) is None:
+            raise _Unsuited(
+                f"image {descriptor.digest} is for {config.platform}: expected one for {self._wanted}"
+            )
+        return Chosen(descriptor, manifest, config, pair_layers(manifest, config))
+
+
+class _Unsuited(ImageError):
+    """Another choice of an index may do."""

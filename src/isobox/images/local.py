@@ -1,0 +1,125 @@
+"""The images of this user, ready to run: from the store's blobs to directories for an overlay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from contextlib import ExitStack
+from functools import partial
+from typing import Final
+
+from attrs import define
+
+from isobox.errors import ImageError, NotFound, shown
+from isobox.owners import data_dir
+
+from .choose import Chosen, choose
+from .media import layer_compression
+from .model import ImageConfig, chain_ids
+from .platform import Platform
+from .store import Store
+from .unpacked import Held, Layers
+
+__all__ = ["LocalImage", "open_image", "own_layers", "parse_signal"]
+
+_LONGEST_SIGNAL: Final = 20
+
+
+@define
+class LocalImage:
+    """An image whose layers are on disk, and stay there until it is closed."""
+
+    chosen: Chosen
+    lowers: tuple[str, ...]
+    _held: Held | None
+
+    @property
+    def config(self) -> ImageConfig:
+        """What it runs."""
+        return self.chosen.config
+
+    @property
+    def stop_signal(self) -> int | None:
+        """What asks its program to end (config.md, "StopSignal"), None where it doesn't say: ``SIGQUIT``."""
+        text = self.config.config.stop_signal
+        return parse_signal(text) if text else None
+
+    @property
+    def mode(self) -> int:
+        """The mode of its root directory: that of the topmost layer."""
+        return stat.S_IMODE(os.lstat(self.lowers[0]).st_mode) & 0o1777 if self.lowers else 0o755
+
+    def has(self, path: str) -> bool:
+        """Whether the image has something at `path`, a name in its root directory."""
+        for lower in self.lowers:
+            try:
+                status = os.lstat(lower + path)
+            except FileNotFoundError:
+                continue
+            return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)  # a whiteout
+        return False
+
+    def close(self) -> None:
+        """Let go of the layers; idempotent."""
+        if self._held is not None:
+            self._held.close()
+
+
+def parse_signal(text: str) -> int:
+    """Return the number of a signal that an image names; raises `ImageError`.
+
+    >>> parse_signal("SIGQUIT"), parse_signal("quit"), parse_signal("3"), parse_signal("SIGRTMIN+3")
+    (3, 3, 3, 37)
+    """
+    name, plus, more = text.upper().removeprefix("SIG").partition("+")
+    if text.isascii() and len(text) <= _LONGEST_SIGNAL and (not plus or (name == "RTMIN" and more.isdigit())):
+        known = signal.Signals.__members__.get(f"SIG{name}")
+        number = int(name) if name.isdigit() else int(known or 0) + int(more or 0)
+        if 0 < number < signal.NSIG:
+            return number
+    raise ImageError(f'StopSignal {shown(text)}: expected a signal such as "SIGQUIT" or "SIGRTMIN+3"')
+
+
+def own_layers() -> Layers:
+    """Return the unpacked layers of this user: beside the store in the data folder."""
+    return Layers(f"{data_dir()}/layers", keep_owners=os.geteuid() == 0)
+
+
+def open_image(name: str, *, platform: Platform | None = None) -> LocalImage:
+    """Return the image of this user's store that `name` means, its layers unpacked if they aren't yet.
+
+    `name` as `Store.resolve` takes it; `platform`: None for this machine's. Raises `NotFound`, `ImageError`,
+    `SetupError`, `UnsupportedError`.
+    """
+    store = Store.default()
+    try:
+        descriptor = store.resolve(name)
+    except NotFound as error:
+        raise _not_found(name, error) from None
+    chosen = choose(store, descriptor, platform)
+    held = _hold(store, own_layers(), chosen)
+    return LocalImage(chosen, held.lowers if held is not None else (), held)
+
+
+def _hold(store: Store, layers: Layers, chosen: Chosen) -> Held | None:
+    """Take the topmost layer, which keeps those below it; made from the lowest on where it isn't there."""
+    ids = chain_ids(chosen.config.diff_ids)
+    held = layers.find(ids[-1]) if ids else None
+    if held is not None:
+        return held
+    with store.lease():  # no prune takes the blobs meanwhile
+        for descriptor, diff_id in chosen.layers:
+            layer_compression(descriptor.media_type)
+            store.has(descriptor.digest)
+            with ExitStack() as below:
+                if held is not None:
+                    below.enter_context(held)
+                held = layers.ensure(held, diff_id, partial(store.open, descriptor.digest))
+    return held
+
+
+def _not_found(name: str, error: NotFound) -> NotFound:
+    if os.path.exists(name):
+        return NotFound(f"{error}. There is a file of that name: write ./{name} if you mean that")
+    return error

@@ -1,0 +1,82 @@
+"""What a container's root file system is made of: this machine, a folder, a tar, or an image of the store.
+
+What images need is imported by the first container of one: most programs use the host image alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from attrs import Factory, frozen
+
+from . import forks
+from .checks import is_path
+from .interrupts import Undisturbed
+from .rootfs.folder import NEEDED, folder_image
+from .rootfs.layers import Layer, Rootfs, Tree
+from .shared import Shared
+from .spec import ContainerSpec
+
+
+@frozen
+class Defaults:
+    """What an image says for its programs where the caller says nothing (OCI image-spec, config.md).
+
+    `env` stands over the usual variables; `workdir` and `user` are as `Container` takes them;
+    `stop_signal` is what `Container.stop` sends first.
+    """
+
+    env: Mapping[str, str] = Factory(dict)
+    workdir: str | None = None
+    user: str | None = None
+    stop_signal: int = signal.SIGTERM
+
+
+@frozen
+class Source:
+    """A root file system as data, and what its image says of programs."""
+
+    rootfs: Rootfs
+    defaults: Defaults = Defaults()
+
+
+def source(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Source:
+    """Return what the image is made of; what has to be held or removed goes on the stack.
+
+    Raises `NotFound`, `SpecError`, `UnpackError`, `ImageError`, `SetupError`.
+    """
+    own_ids = shared.root and spec.userns == "auto"
+    if spec.image == "host":
+        return Source(shared.host_image())
+    if not is_path(spec.image):
+        return _of_store(spec.image, own_ids, stack)
+    if os.path.isfile(spec.image):
+        return Source(_of_tar(spec.image, shared, own_ids, stack))
+    return Source(shared.folder_image(spec.image, own_ids))
+
+
+def _of_tar(path: str, shared: Shared, own_ids: bool, stack: ExitStack) -> Rootfs:
+    with Undisturbed():
+        place = shared.owner.disk_dir()
+        stack.callback(shared.owner.discard, place)
+    with forks.whole:
+        from .images.tar import unpack
+    unpack(path, f"{place}/rootfs", keep_owners=shared.root)
+    return folder_image(f"{place}/rootfs", root=own_ids)
+
+
+def _of_store(name: str, own_ids: bool, stack: ExitStack) -> Source:
+    with forks.whole:
+        from .images.local import open_image
+    image = open_image(name)
+    stack.callback(image.close)
+    layers = tuple(Layer(path, idmap=own_ids) for path in image.lowers)
+    missing = tuple(needed for needed in NEEDED if not image.has(needed.path))
+    run = image.config.config
+    defaults = Defaults(
+        run.environment(), run.working_dir or None, run.user or None, image.stop_signal or signal.SIGTERM
+    )
+    return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing), defaults)
