@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from subprocess import DEVNULL, PIPE, STDOUT
+from typing import TYPE_CHECKING
 
 from . import host
 from .container import Container, run
@@ -52,6 +53,7 @@ __all__ = [
     "Container",
     "DigestMismatch",
     "ExecError",
+    "Image",
     "ImageError",
     "InvalidReference",
     "IoLimit",
@@ -80,3 +82,15 @@ __all__ = [
     "host",
     "run",
 ]
+
+
+if TYPE_CHECKING:
+    from .images.image import Image
+
+
+def __getattr__(name: str) -> object:
+    if name == "Image":  # most programs use the host image alone
+        from .images.image import Image
+
+        return Image
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -243,7 +243,7 @@ def test_the_table_is_aligned_and_says_what_is_unknown() -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 50, "5120.0 TiB")],
 )
 def test_sizes(size: int, text: str) -> None:
-    assert report._size(size) == text
+    assert report.size(size) == text
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,7 @@ PUBLIC = {
     "Container",
     "DigestMismatch",
     "ExecError",
+    "Image",
     "ImageError",
     "InvalidReference",
     "IoLimit",

@@ -12,7 +12,12 @@ import click
 from isobox.cli import ISOBOX_ERROR
 from isobox.errors import IsoboxError, NotFound, SpecError
 
-COMMANDS = ("doctor", "explain", "run")
+COMMANDS = ("doctor", "explain", "images", "load", "rmi", "run")
+
+_IMAGES = (
+    'IMAGE is "host" (this machine\'s system), a name that isobox images lists, '
+    "or the path of a folder or a tar such as ./rootfs"
+)
 
 _OPTIONS_OF_FIELDS = {
     "args": "COMMAND",
@@ -99,7 +104,7 @@ def dispatch(argv: Sequence[str] | None) -> int:
     except SpecError as error:
         return _failed(_as_options(error))
     except NotFound as error:
-        return _failed(f'{error}. IMAGE is "host" (this machine\'s system) or the path of a folder or a tar')
+        return _failed(f"{error}. {_IMAGES}")
     except IsoboxError as error:
         return _failed(str(error))
     except BrokenPipeError:

@@ -77,14 +77,15 @@ def _amount(value: float | int | None, unit: str) -> str:
     if unit == "s":
         return f"{value:.3f} s"
     if unit == "B":
-        return _size(int(value))
+        return size(int(value))
     return str(value)
 
 
-def _size(size: int) -> str:
-    if size < 1024:
-        return f"{size} B"
-    amount = float(size)
+def size(count: int) -> str:
+    """Bytes for people: ``12.3 MiB``."""
+    if count < 1024:
+        return f"{count} B"
+    amount = float(count)
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         amount /= 1024
         if amount < 1024 or unit == "TiB":

@@ -38,7 +38,7 @@ _run_options = together(
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def command(image: str, command: tuple[str, ...], **given: Any) -> int:
-    """Run COMMAND in a new container on IMAGE: "host" (this machine's system), a folder or a tar.
+    """Run COMMAND in a new container on IMAGE: "host" (this machine's system), an image, a folder or a tar.
 
     Options of isobox come before IMAGE; what follows COMMAND is the command's own. The exit status
     is the program's; 125: isobox's own error; 126: not executable; 127: not found; 124: time-out;

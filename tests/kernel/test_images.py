@@ -1,0 +1,253 @@
+"""Containers of images: loaded from archives of other programs and from made ones, run, removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import isobox
+from archives import entry, folder, link, packed
+from isobox import Change, Container, Image, ImageError, NotFound
+from isobox.images.platform import Platform
+from leftovers import nothing_left
+from patience import patient
+from programs import said, sh
+from requirements import program
+
+pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
+
+PASSWD = b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/srv:/bin/sh\n"
+RUN = {"Env": ["PATH=/bin", "A=of the image"], "WorkingDir": "/srv", "User": "app", "Cmd": ["sh"]}
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of the test's own."""
+    monkeypatch.setenv("ISOBOX_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def busybox() -> bytes:
+    return Path(program("busybox")).read_bytes()
+
+
+def base() -> bytes:
+    """A layer with a shell."""
+    names = "sh ls id cat stat true echo ln"
+    return packed(
+        folder("./"),
+        folder("bin"),
+        entry("bin/busybox", busybox(), mode=0o755),
+        *[link(f"bin/{name}", "busybox") for name in names.split()],
+        folder("etc"),
+        entry("etc/passwd", PASSWD),
+        entry("etc/gone", b"x"),
+        folder("data"),
+        entry("data/old", b"x"),
+        entry("srv", type=tarfile.DIRTYPE, mode=0o755, uid=1000, gid=1000),
+        entry("srv/mine", b"m", mode=0o600, uid=1000, gid=1000),
+    )
+
+
+def upper(text: bytes = b"n") -> bytes:
+    return packed(entry("etc/.wh.gone"), entry("data/.wh..wh..opq"), entry("data/new", text))
+
+
+def archive(
+    path: Path, *layers: bytes, tags: tuple[str, ...] = ("app:1",), run: Any = RUN, architecture: str = ""
+) -> Path:
+    """As `docker save` writes it."""
+    config = {
+        "architecture": architecture or Platform.here().architecture,
+        "os": "linux",
+        "created": "2026-01-02T03:04:05Z",
+        "config": run,
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers],
+        },
+    }
+    names = [f"{number}.tar" for number in range(len(layers))]
+    manifest = [{"Config": "config.json", "RepoTags": list(tags) or None, "Layers": names}]
+    parts = [entry(name, layer) for name, layer in zip(names, layers, strict=True)]
+    path.write_bytes(
+        packed(
+            entry("config.json", json.dumps(config).encode()),
+            *parts,
+            entry("manifest.json", json.dumps(manifest).encode()),
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    return Image.load(archive(tmp_path / "app.tar", base(), upper()))
+
+
+class TestRunning:
+    def test_layers_and_settings(self, image: Image) -> None:
+        assert image.references == ("app:1",) and image.created == "2026-01-02T03:04:05Z"
+        with Container("app:1", env={"B": "own"}) as box:
+            assert said(box, ["ls", "/etc", "/data"]).split() == ["/data:", "new", "/etc:", "passwd"]
+            assert sh(box, "echo $A, $B, $PWD, $HOME") == "of the image, own, /srv, /srv\n"
+            # An ordinary user's layers all belong to root inside.
+            assert sh(box, "cat mine", user=None if ROOT else "0") == "m"
+            assert sh(box, "id -u; id -g").split() == ["1000", "1000"]
+            assert sh(box, "stat -c %u:%g:%a mine /bin/busybox", user="0").split() == (
+                ["1000:1000:600", "0:0:755"] if ROOT else ["0:0:600", "0:0:755"]
+            )
+            assert box.changes() == []
+            sh(box, "echo x > /data/new", user="0")
+            assert box.changes() == [Change("modified", "/data/new")]
+        with Container("app:1", user="0", workdir="/", env={"A": "caller's"}) as box:
+            assert sh(box, "id -u; echo $A $PWD; cat /data/new").split() == ["0", "caller's", "/", "n"]
+
+    def test_one_id(self, image: Image) -> None:
+        """What an ordinary user's files look like inside."""
+        with Container("app:1", user="0") as box:
+            assert sh(box, "cat /srv/mine; echo x > /etc/x; cat /etc/x", user="0") == "mx\n"
+
+    def test_layers_are_there_once(self, image: Image, data: Path, tmp_path: Path) -> None:
+        Image.load(archive(tmp_path / "other.tar", base(), upper(b"other"), tags=("other:1",)))
+        for name in ("app:1", "other:1", "app:1"):
+            with Container(name, user="0") as box:
+                assert said(box, ["cat", "/data/new"]) == ("other" if name == "other:1" else "n")
+        assert len(os.listdir(data / "layers/layers")) == 3
+
+    def test_by_its_digest(self, image: Image) -> None:
+        for name in (image.digest, image.digest.partition(":")[2][:12]):
+            assert isobox.run(["true"], name, user="0").ok
+
+    def test_without_layers(self, tmp_path: Path) -> None:
+        Image.load(archive(tmp_path / "empty.tar", tags=("empty:1",), run={}))
+        with Container("empty:1") as box:
+            box.write_bytes("/file", b"x")
+            assert box.changes() == [Change("added", "/file")]
+            with pytest.raises(isobox.ExecError):
+                box.exec(["/bin/sh"])
+
+    def test_hostile_settings(self, tmp_path: Path) -> None:
+        run = {"User": "no such user", "Env": ["=x", "A", "PATH=" + "/x:" * 5000], "WorkingDir": "/../../etc"}
+        Image.load(archive(tmp_path / "odd.tar", base(), tags=("odd:1",), run=run))
+        with Container("odd:1") as box:
+            with pytest.raises(isobox.SpecError, match="no such user"):
+                box.exec(["/bin/true"])
+            assert sh(box, "echo $PWD", user="0", env={"PATH": "/bin"}) == "/etc\n"
+
+    def test_leaves_nothing(self, image: Image) -> None:
+        isobox.run(["true"], "app:1", user="0").check()
+        with nothing_left():
+            for _ in range(3):
+                isobox.run(["true"], "app:1", user="0").check()
+                with pytest.raises(isobox.SpecError), Container("app:1", user="nobody there") as box:
+                    box.exec(["true"])
+            with pytest.raises(NotFound):
+                isobox.run(["true"], "none:1")
+
+    def test_stop_signal(self, tmp_path: Path) -> None:
+        Image.load(archive(tmp_path / "stop.tar", base(), tags=("stop:1",), run={"StopSignal": "SIGRTMIN+3"}))
+        with Container("stop:1", env={"PATH": "/bin"}) as box:
+            script = "trap 'echo asked; exit 7' 37; echo ready; while :; do true; done"
+            with box.popen(["sh", "-c", script], stdout=isobox.PIPE) as process:
+                assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+                box.stop()
+                assert process.stdout.read() == b"asked\n" and process.returncode == 7
+
+
+class TestNames:
+    def test_no_such_image(self) -> None:
+        with pytest.raises(NotFound, match="debian:12.*isobox load"):
+            isobox.run(["true"], "debian:12")
+
+    def test_a_file_of_that_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "rootfs/bin").mkdir(parents=True)
+        (tmp_path / "rootfs/bin/busybox").write_bytes(busybox())
+        (tmp_path / "rootfs/bin/busybox").chmod(0o755)
+        with pytest.raises(NotFound, match=r"write \./rootfs"):
+            isobox.run(["true"], "rootfs")
+        for path in ("./rootfs", Path("rootfs"), tmp_path / "rootfs"):
+            assert isobox.run(["/bin/busybox", "true"], path).ok
+
+    def test_for_another_machine(self, tmp_path: Path) -> None:
+        other = "s390x" if Platform.here().architecture != "s390x" else "amd64"
+        with pytest.raises(ImageError, match=f"linux/{other}"):
+            Image.load(archive(tmp_path / "other.tar", base(), architecture=other))
+        with pytest.raises(ImageError, match=f"linux/{other}"):
+            isobox.run(["true"], "app:1")
+        assert Image.all() == []
+
+    def test_tag_and_remove(self, image: Image, data: Path) -> None:
+        assert image.tag("localhost:5000/team/app:2").references == ("app:1", "localhost:5000/team/app:2")
+        assert [found.references for found in Image.all()] == [("app:1", "localhost:5000/team/app:2")]
+        assert isobox.run(["true"], "localhost:5000/team/app:2", user="0").ok
+        Image.get("app:1").remove()
+        assert Image.all() == [] and os.listdir(data / "layers/layers") == []
+        assert [name for _, _, names in os.walk(data / "images/blobs") for name in names] == []
+        with pytest.raises(NotFound):
+            Image.get("app:1")
+
+    def test_removed_while_it_runs(self, image: Image, data: Path) -> None:
+        with Container("app:1", user="0") as box:
+            image.remove()
+            assert said(box, ["cat", "/data/new"]) == "n"
+            assert len(os.listdir(data / "layers/layers")) == 2
+        other = Image.load(archive(data.parent / "other.tar", base(), tags=("other:1",)))
+        other.remove()
+        assert os.listdir(data / "layers/layers") == []
+
+    def test_several_in_one_archive(self, tmp_path: Path) -> None:
+        path = archive(tmp_path / "app.tar", base(), tags=("app:1", "app:2"))
+        assert Image.load(path).references == ("app:1", "app:2")
+        with pytest.raises(NotFound, match="no such archive"):
+            Image.load(tmp_path / "none.tar")
+        with pytest.raises(ImageError, match="directory"):
+            Image.load(tmp_path)
+        with pytest.raises(ImageError, match="no name"):
+            Image.load(archive(tmp_path / "unnamed.tar", base(), tags=()))
+
+
+@pytest.mark.parametrize("format", ["docker-archive", "oci-archive"])
+def test_what_skopeo_writes(format: str, image: Image, data: Path, tmp_path: Path) -> None:
+    """Our store in its hands, its archive in ours: the same image."""
+    path = tmp_path / "theirs.tar"
+    command = [program("skopeo"), "copy", "-q", f"oci:{data}/images:app:1", f"{format}:{path}:app:1"]
+    subprocess.run(command, check=True, timeout=patient(60))
+    shutil.rmtree(data)
+    loaded = Image.load(path)
+    assert loaded.layers == image.layers and loaded.config.config == image.config.config
+    with Container("app:1", user="0") as box:
+        assert said(box, ["ls", "/etc", "/data"]).split() == ["/data:", "new", "/etc:", "passwd"]
+
+
+def test_command_line(tmp_path: Path) -> None:
+    def isobox_command(*args: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "isobox.cli", *args], capture_output=True, text=True, timeout=patient(60)
+        )
+        assert done.returncode == status, (done.stdout, done.stderr)
+        return done.stdout if status == 0 else done.stderr
+
+    path = archive(tmp_path / "app.tar", base(), upper())
+    assert isobox_command("images") == "NAME  ID  SIZE  CREATED\n"
+    assert isobox_command("load", str(path)) == "app:1\n"
+    head, line = isobox_command("images").splitlines()
+    assert head.split() == ["NAME", "ID", "SIZE", "CREATED"]
+    name, short, _size, unit, created = line.split()
+    assert (name, unit, created) == ("app:1", "MiB", "2026-01-02") and Image.get("app:1").id[7:19] == short
+    assert isobox_command("run", "app:1", "sh", "-c", "echo $A") == "of the image\n"
+    assert isobox_command("rmi", "app:1") == ""
+    assert "isobox load" in isobox_command("rmi", "app:1", status=125)
+    assert "IMAGE is" in isobox_command("run", "app:1", "true", status=125)
+    assert "IMAGE is" not in isobox_command("load", "/no/such.tar", status=125)
