@@ -7,6 +7,7 @@ Each target takes bytes. What it lets through is a finding: another exception, o
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -24,9 +25,11 @@ from isobox.cgroups.dialect import Reading
 from isobox.cgroups.v1 import V1
 from isobox.cgroups.v2 import V2
 from isobox.control import Control
+from isobox.discard import remove_tree
 from isobox.errors import CgroupError, ImageError, IsoboxError, SpecError, UnpackError, UnsupportedError
 from isobox.images.compression import decompressed
 from isobox.images.docker_archive import encode_images, parse_images
+from isobox.images.layers import unpack_layer
 from isobox.images.model import ImageConfig, Index, parse_document
 from isobox.images.platform import Platform
 from isobox.images.reference import Reference
@@ -70,6 +73,30 @@ def tar(data: bytes) -> None:
         assert os.listdir(f"{place}/a") == []
     finally:
         shutil.rmtree(place)
+
+
+def layer(data: bytes) -> None:
+    """A layer, with whiteouts and attributes: a lower directory, whose names are no whiteouts any more."""
+    place = tempfile.mkdtemp(dir=_MEMORY)
+    try:
+        os.mkdir(f"{place}/a")
+        try:
+            unpack_layer(
+                io.BytesIO(_with_checksums(data)),
+                f"{place}/root",
+                keep_owners=False,
+                most_bytes=1 << 20,
+                most_entries=64,
+            )
+        except (UnpackError, UnsupportedError):
+            assert os.listdir(place) == ["a"]
+        else:
+            assert sorted(os.listdir(place)) == ["a", "root"]
+            for _, folders, files in os.walk(os.fsencode(f"{place}/root")):
+                assert not [name for name in folders + files if name.startswith(b".wh.")]
+        assert os.listdir(f"{place}/a") == []
+    finally:
+        remove_tree(place)
 
 
 def tar_entries(data: bytes) -> None:
@@ -256,6 +283,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         filter_entry,
         image_documents,
         image_names,
+        layer,
         record,
         seccomp_profile,
         tar,
