@@ -356,6 +356,8 @@ def obstacle(host: Host, user: str) -> str:
         return f"there is no {host.needs}"
     if user == "ordinary user" and not HERE.stat().st_mode & stat.S_IROTH:
         return "ordinary users may not read this checkout"
+    if host.name == "no /proc" and os.environ.get("ISOBOX_SANITIZED") == "1":
+        return "AddressSanitizer finds its options in /proc"
     return ""
 
 
