@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import os
 import signal as signals
@@ -24,7 +25,8 @@ from attrs import evolve
 
 from . import _native
 from .cgroups import Group, OomWatch
-from .errors import CgroupError, IsoboxError, SpecError, StateError
+from .errors import CgroupError, ExecError, IsoboxError, SpecError, StateError
+from .hints import hint
 from .interrupts import Undisturbed
 from .plan.ops import Op
 from .programs import Programs
@@ -519,7 +521,14 @@ class Process:
 
     def _reader(self, input: bytes | str | None) -> _Reader:
         if self._reader_state is None:
-            self._reader_state = _Reader(self, encode_input(input, self._spec))
+            data = encode_input(input, self._spec)
+            try:
+                self._reader_state = _Reader(self, data)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                where = hint("host", error.errno)
+                raise ExecError(error.errno, "read its output", stage="exec", hint=where) from error
         elif input is not None:
             raise SpecError("input", "...", "none when communicate goes on after a time-out")
         return self._reader_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from isobox import DEVNULL, PIPE, STDOUT, Container, Process, SpecError, StateError
+from isobox import DEVNULL, PIPE, STDOUT, Container, ExecError, Process, SpecError, StateError
 from leftovers import descendants, wait_until
 from patience import patient
 from programs import DAEMON, alone, python
@@ -396,3 +397,19 @@ def test_two_processes_of_two_programs_of_the_host(box: Container) -> None:
             [sys.executable, "-c", "print(input())"], stdin=ours.stdout, capture_output=True
         )
     assert other.stdout == b"hello\n"
+
+
+def test_no_descriptors_for_its_output() -> None:
+    """It says so, and goes on when there are some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Container() as container, container.popen(["echo", "x"]) as process:
+        assert process.wait(10) == 0
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            with pytest.raises(ExecError, match="read its output.*Too many open files"):
+                process.communicate()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert process.communicate() == (b"x\n", b"")
