@@ -37,6 +37,7 @@ from isobox.errors import ImageError, SetupError
 from isobox.owners import DATA, check_directory
 
 from .compression import Readable
+from .config import chain_ids
 from .digest import Digest
 from .layers import PREFIX, collect, unpack_layer, work_directory
 
@@ -115,7 +116,8 @@ class Layers:
         However many processes and threads ask at once, one makes it and the others wait. Raises what
         `unpack_layer` raises, and then it isn't there; who waited tries it next.
         """
-        chain_id = diff_id if parent is None else Digest.of(f"{parent.chain_id} {diff_id}".encode())
+        # A chain may begin with the chain id of all that lies below.
+        chain_id = chain_ids([diff_id] if parent is None else [parent.chain_id, diff_id])[-1]
         while True:
             held = self.find(chain_id)
             if held is not None:
