@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 
@@ -83,16 +84,17 @@ class Image:
     def all(cls) -> list[Image]:
         """Return every image with a name that this machine could run, sorted by its first name."""
         store = Store.default()
-        images: dict[Digest, Image] = {}
+        names: dict[Digest, list[Reference]] = {}
+        descriptors: dict[Digest, Descriptor] = {}
         for reference in store.references():
             descriptor = store.resolve(reference)
-            if descriptor.digest not in images:
-                try:
-                    found = cls._of(store, descriptor, _names(store, descriptor.digest))
-                except ImageError:
-                    continue  # for another kind of machine, or damaged: `get` says which
-                images[descriptor.digest] = found
-        return list(images.values())
+            names.setdefault(descriptor.digest, []).append(reference)
+            descriptors[descriptor.digest] = descriptor
+        images = []
+        for digest, descriptor in descriptors.items():
+            with contextlib.suppress(ImageError):  # for another machine, or damaged: `get` says which
+                images.append(cls._of(store, descriptor, names[digest]))
+        return images
 
     @classmethod
     def _of(cls, store: Store, descriptor: Descriptor, names: Iterable[Reference]) -> Image:
