@@ -38,6 +38,9 @@ test)
     command -v ps >/dev/null 2>&1 || need procps
     command -v skopeo >/dev/null 2>&1 || need skopeo
     command -v umoci >/dev/null 2>&1 || need umoci
+    command -v docker-registry >/dev/null 2>&1 || need docker-registry
+    command -v htpasswd >/dev/null 2>&1 || need apache2-utils
+    command -v openssl >/dev/null 2>&1 || need openssl
     ;;
 guest)
     command -v linux.uml >/dev/null 2>&1 || need user-mode-linux
