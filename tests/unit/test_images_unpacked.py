@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from archives import entry, folder, packed
+from isobox import _native
 from isobox.errors import DigestMismatch, ImageError, SetupError, UnpackError, UnsupportedError
 from isobox.images.config import chain_ids
 from isobox.images.digest import Digest
@@ -223,3 +225,28 @@ def test_a_place_that_others_can_write_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises((UnsupportedError, SetupError)):
         Layers(tmp_path / "file", keep_owners=False)
+
+
+def test_nothing_is_published_before_it_is_on_disk(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a loss of power could leave a layer with empty files."""
+    source = Source(packed(entry(".wh..wh..opq"), entry("f", b"1")))
+    sync = _native.sync_file_system
+    synced: list[list[str]] = []
+
+    def seen(fd: int) -> None:
+        assert layers.chain_ids() == []
+        synced.append(sorted(os.listdir(fd)))
+        sync(fd)
+
+    def failed(fd: int) -> None:
+        sync(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(_native, "sync_file_system", failed)
+    with pytest.raises(SetupError, match="Input/output error"):
+        layers.ensure(None, source.diff_id, source)
+    assert layers.find(source.diff_id) is None and temporary(layers) == []
+    monkeypatch.setattr(_native, "sync_file_system", seen)
+    layers.ensure(None, source.diff_id, source).close()
+    layers.ensure(None, source.diff_id, source).close()
+    assert synced == [["hides-all", "parent", "root"]]  # all of it, and once

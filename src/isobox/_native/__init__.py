@@ -307,6 +307,14 @@ def attach_device_program(group_fd: int, program_fd: int) -> None:
     _check(_lib.isobox_attach_device_program(group_fd, program_fd))
 
 
+def sync_file_system(fd: int) -> None:
+    """Wait until all that was written to the file system that `fd` is open on is on its disk: syncfs(2).
+
+    Since Linux 5.8 it raises OSError where anything written since `fd` was opened could not be.
+    """
+    _check(_lib.isobox_sync_file_system(fd))
+
+
 def try_call(number: int) -> int:
     """Return the errno of a system call that takes flags, called so that it can do nothing: ENOSYS, say."""
     return -int(_lib.isobox_try_call(number))

@@ -518,6 +518,12 @@ int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int user
     return syscall(__NR_mount_setattr, fd, "", flags, &attr, sizeof attr) < 0 ? -errno : 0;
 }
 
+/* All that was written to the file system of `fd` is on its disk: syncfs(2). */
+int isobox_sync_file_system(int fd)
+{
+    return syncfs(fd) < 0 ? -errno : 0;
+}
+
 /* What the kernel says to a call with every flag and no descriptor: a negative errno. For calls that take flags. */
 int isobox_try_call(long number)
 {

@@ -16,6 +16,7 @@ void isobox_pump_stop_reading(struct isobox_pump *pump);
 void isobox_pump_close(struct isobox_pump *pump);
 int isobox_clone_tree(int dirfd, const char *path, int recursive);
 int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int userns_fd);
+int isobox_sync_file_system(int fd);
 int isobox_try_call(long number);
 int isobox_landlock_abi(void);
 int isobox_new_tmpfs(const char *size, const char *mode);

@@ -85,7 +85,7 @@ def unpack_layer(
     `into` must not exist, its parent must; it appears whole or not at all. Its content is hashed on the
     way and refused with `DigestMismatch` if it isn't that of `diff_id` (None: SHA-256, not compared). Of
     a process that was killed meanwhile a directory stays that `collect` removes. Nothing waits for the
-    disk: after a loss of power, files may be empty.
+    disk: after a loss of power, files may be empty, unless the caller syncs the file system.
 
     `keep_owners` (root only): numeric owners, setuid bits and ``security.capability`` as the layer has
     them, so the parent should be closed to other users of the host; otherwise everything belongs to the

@@ -8,8 +8,8 @@
     <path>/layers/<chain id>/hides-all there if nothing of the layers below is to be seen
     <path>/layers/.layer-*             being made or removed; collected when its process is gone
 
-A layer appears by one rename, whole, and goes by one. All locks are the kernel's (flock(2)) and go with
-their process. That a layer is used keeps those below it too.
+A layer appears by one rename, whole and on disk even if the power fails, and goes by one. All locks are the
+kernel's (flock(2)) and go with their process. That a layer is used keeps those below it too.
 
 Owners are right for root (``keep_owners``, shown through idmapped mounts) and for an ordinary user with one
 id, to whom everything belongs; one with subuids gets the same. To keep owners there, a process in a user
@@ -32,6 +32,7 @@ from typing import Final
 
 from attrs import define
 
+from isobox import _native
 from isobox.discard import remove_tree
 from isobox.errors import ImageError, SetupError
 from isobox.owners import DATA, check_directory
@@ -205,6 +206,7 @@ class Layers:
                 if made.hides_all:
                     with open(f"{work}/hides-all", "wb"):
                         pass
+                _native.sync_file_system(fd)  # once: fsync of each file takes many times as long
                 os.rename(work, self._place(chain_id))
         except BaseException:
             with contextlib.suppress(OSError):
