@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from . import _native
 from .errors import ExecError, StateError
@@ -20,6 +22,9 @@ from .plan.ops import encode_request
 
 REPLY_TIMEOUT_MS = 10_000
 """isobox-init answers in microseconds; after this long something inside holds it up."""
+
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
+"""How a socket says that init has ended, or that a signal's handler has closed it."""
 
 
 def too_long(size: int) -> ExecError:
@@ -33,7 +38,9 @@ class Control:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lock = threading.Lock()
+        # A signal's handler may close the container while its own thread asks or sends: hence RLock.
+        self._lock = threading.RLock()  # who waits for an answer
+        self._sending = threading.RLock()
         self._owed = 0  # answers on their way
         self.paused = False
         """Whether nobody in there can answer."""
@@ -43,10 +50,27 @@ class Control:
         return self._fd
 
     def close(self) -> None:
-        """Close the socket, which ends the container; idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Close the socket, which ends the container; idempotent.
+
+        Not under the feet of other threads: the descriptor may be another file's the moment it is free.
+        """
+        if not self._lock.acquire(blocking=False):
+            self._interrupt()
+            self._lock.acquire()
+        try:
+            with self._sending:
+                fd, self._fd = self._fd, -1
+                if fd >= 0:
+                    os.close(fd)
+        finally:
+            self._lock.release()
+
+    def _interrupt(self) -> None:
+        """Let the thread go on that waits for an answer: a program may keep the other end open."""
+        with self._sending, contextlib.suppress(OSError):
+            if self._fd >= 0:
+                with socket.socket(fileno=os.dup(self._fd)) as copy:
+                    copy.shutdown(socket.SHUT_RDWR)
 
     def pause(self, on: bool) -> None:
         """Say that the container is about to be frozen; waits for the answer that someone waits for."""
@@ -56,6 +80,10 @@ class Control:
     def _awake(self) -> None:
         if self.paused:
             raise StateError("the container is paused; resume it first")
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise StateError("the container has stopped")
 
     def _gone(self, error: OSError) -> StateError:
         return StateError(f"the container has stopped ({error.strerror})")
@@ -104,7 +132,7 @@ class Control:
         try:
             self._send(_native.EXEC, plan, fds, number=number, flags=flags, args=(0, cgroup, 0))
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF):
+            if error.errno in _GONE:
                 raise self._gone(error) from None
             raise
 
@@ -118,12 +146,10 @@ class Control:
         flags: int = 0,
         args: tuple[int, ...] = (),
     ) -> None:
-        if self._fd < 0:
-            raise StateError("the container has stopped")
         size = len(payload)
         if size <= _native.MESSAGE_MAX:
             head = encode_request(kind, flags=flags, size=size, nfds=len(fds), number=number, args=args)
-            _native.send(self._fd, head + payload, fds)
+            self._send_message(head + payload, fds)
             return
         if size > _native.PAYLOAD_MAX:
             raise too_long(size)
@@ -134,9 +160,14 @@ class Control:
                 view = view[os.write(memfd, view) :]
             flags |= _native.PAYLOAD_FD
             head = encode_request(kind, flags=flags, size=size, nfds=len(fds) + 1, number=number, args=args)
-            _native.send(self._fd, head, [*fds, memfd])
+            self._send_message(head, [*fds, memfd])
         finally:
             os.close(memfd)
+
+    def _send_message(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        with self._sending:
+            self._check_open()
+            _native.send(self._fd, message, fds)
 
     def _ask(
         self, kind: int, payload: bytes, args: tuple[int, ...], *, opens: bool = False
@@ -147,17 +178,16 @@ class Control:
         """
         head = encode_request(kind, size=len(payload), args=args)
         with self._lock:
-            if self._fd < 0:
-                raise StateError("the container has stopped")
+            self._check_open()
             self._awake()
             try:
                 self._skip_answers()
-                _native.send(self._fd, head + payload)
+                self._send_message(head + payload)
                 self._owed += 1
                 reply, fd, pid = _native.receive(self._fd, REPLY_TIMEOUT_MS)
                 self._owed -= 1
             except OSError as error:
-                if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                if error.errno in _GONE:
                     raise self._gone(error) from None
                 if error.errno in (errno.ETIMEDOUT, errno.EBADMSG):
                     # The answer may still come and would be taken for the next one's: give up on it.

@@ -24,6 +24,7 @@ import isobox
 from isobox import _native, control
 from isobox.control import Control
 from leftovers import nothing_left
+from patience import patient
 
 REPLY = struct.Struct("=Iiii qqqqq")
 """struct isobox_reply: kind, op, error, status, start, end, user, system, maxrss."""
@@ -156,6 +157,67 @@ def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "REPLY_TIMEOUT_MS", 50)
     with served(is_silent) as held, pytest.raises(isobox.StateError):
         held.open("/etc/passwd", os.O_RDONLY)
+
+
+def test_closing_interrupts_who_waits_for_an_answer() -> None:
+    """A program that init's socket was passed to may keep it open: nobody waits for it then."""
+    failures: list[BaseException] = []
+    asked = threading.Event()
+
+    def ask(held: Control) -> None:
+        try:
+            held.mkdir("/tmp/x")
+        except BaseException as error:
+            failures.append(error)
+
+    def is_asked(end: socket.socket) -> None:
+        asked.set()
+
+    with served(is_asked) as held:
+        waiting = threading.Thread(target=ask, args=(held,))
+        waiting.start()
+        assert asked.wait(patient(10))
+        before = time.monotonic()
+        held.close()
+        assert time.monotonic() - before < control.REPLY_TIMEOUT_MS / 2000
+        waiting.join(patient(10))
+        assert [type(failure) for failure in failures] == [isobox.StateError]
+        with pytest.raises(isobox.StateError):
+            held.mkdir("/tmp/y")
+
+
+def test_a_descriptor_in_use_is_not_closed() -> None:
+    """Its number would be another file's the next moment, which then got the request."""
+    with served(is_silent) as held:
+
+        def send() -> None:
+            with contextlib.suppress(isobox.StateError):
+                held._send_message(b"x")
+
+        sending = threading.Thread(target=send)
+        with held._sending:
+            closing = threading.Thread(target=held.close)
+            closing.start()
+            sending.start()
+            closing.join(0.05)
+            assert closing.is_alive() and held.fileno() >= 0
+            os.fstat(held.fileno())
+        closing.join(patient(10))
+        sending.join(patient(10))
+        assert held.fileno() == -1
+
+
+def test_a_container_closed_by_a_handler_is_gone() -> None:
+    """The handler runs in the thread that is about to ask."""
+    with served(is_silent) as held:
+        os.close(held._fd)
+        try:
+            assert not held.signal(1, signal.SIGKILL)
+            assert held.locate(1) is None
+            with pytest.raises(isobox.StateError):
+                held.exec(b"", [], number=1, flags=0)
+        finally:
+            held._fd = -1
 
 
 def test_a_late_answer_is_nobody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:

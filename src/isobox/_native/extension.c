@@ -240,6 +240,8 @@ int isobox_receive(int sock, struct isobox_reply *reply, int *fd, int *pid, int 
     long long deadline = monotonic_ns() + timeout_ms * 1000000LL, left = timeout_ms;
     int ready;
     *fd = *pid = -1;
+    if (sock < 0) /* closed: poll would ignore it */
+        return -EBADF;
     /* Signals wait: an answer that is not taken would be the next request's. */
     while ((ready = poll(&watched, 1, (int)left)) < 0 && errno == EINTR) {
         left = (deadline - monotonic_ns()) / 1000000;
