@@ -142,6 +142,22 @@ class NotFound(ImageError):
     """There is no such image."""
 
 
+class RegistryError(ImageError):
+    """A registry can't be reached, refuses, or answers what makes no sense.
+
+    `status` is that of its HTTP answer and `code` the registry's own word for what is wrong, such as
+    "DENIED"; None and "" where there is none. `transient`: trying again later may help.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str = "", transient: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.transient = transient
+
+
 class InvalidReference(ImageError, ValueError):
     """The name of an image is not well-formed."""
 

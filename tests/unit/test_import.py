@@ -26,6 +26,8 @@ NOT_WANTED = {
     "secrets",
     "http",
     "urllib.request",
+    "urllib3",
+    "ssl",
 }
 
 PUBLIC = {
@@ -54,6 +56,7 @@ PUBLIC = {
     "Process",
     "ProcessError",
     "Reason",
+    "RegistryError",
     "Report",
     "Result",
     "SetupError",
