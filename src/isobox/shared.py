@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from . import _native, cgroups, runtime
 from .hints import proc_refused, unsupported
@@ -24,7 +24,10 @@ from .plan.setup import DEVICE_LINKS, DEVICES, Shape, prepare_plan
 from .rootfs.folder import folder_image
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs
-from .worker import Worker
+from .worker import Job, Worker
+
+IMAGES_SECONDS: Final = 5.0
+"""After so long it is looked for the first time whether an image is still used."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -111,6 +114,8 @@ class Shared:
         self._host_paths: tuple[str, ...] = ()
         self.lock = threading.Lock()
         self._folders = Bounded[tuple[object, ...], Rootfs](8)
+        self._lasting = Bounded[int, Rootfs](16)
+        self._keeping = False
         self._plans = Bounded[Hashable, tuple[Shape, list[Op], bytes]](16)
         self.worker = Worker("isobox-later")
         self.before_close: list[Callable[[], object]] = []
@@ -179,9 +184,34 @@ class Shared:
             rootfs = self._folders[key] = folder_image(path, root=own_ids)
         return rootfs
 
+    def keep(self, rootfs: Rootfs) -> None:
+        """Note that later containers may be made of this very value."""
+        self._lasting[id(rootfs)] = rootfs
+
+    def keep_images(self, expire: Job, forget: Callable[[], object]) -> None:
+        """Have images that are kept ready let go of: by `expire` now and again, by `forget` at exit."""
+        if self._keeping:
+            return
+        self._keeping = True
+        if forget not in self.before_close:
+            self.before_close.append(forget)
+
+        def later() -> float | None:
+            self._keeping = False  # first: who comes in between has it done again
+            seconds = expire()
+            if seconds is not None:
+                self._keeping = True
+            return seconds
+
+        self.worker.submit(later, IMAGES_SECONDS)
+
     def lasts(self, rootfs: Rootfs) -> bool:
         """Whether a later container may be made of this very value."""
-        return rootfs is self.host_rootfs or any(rootfs is kept for kept in list(self._folders.values()))
+        return (
+            rootfs is self.host_rootfs
+            or self._lasting.get(id(rootfs)) is rootfs
+            or any(rootfs is kept for kept in list(self._folders.values()))
+        )
 
     def prepared(self, kind: Hashable, shape: Shape) -> tuple[list[Op], bytes]:
         """Return the plan of a shell and its bytes; made once for all shells of a kind."""

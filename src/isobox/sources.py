@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from attrs import Factory, frozen
 
@@ -19,6 +20,9 @@ from .rootfs.folder import NEEDED, folder_image
 from .rootfs.layers import Layer, Rootfs, Tree
 from .shared import Shared
 from .spec import ContainerSpec
+
+if TYPE_CHECKING:
+    from .images.local import LocalImage
 
 
 @frozen
@@ -52,7 +56,7 @@ def source(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Source:
     if spec.image == "host":
         return Source(shared.host_image())
     if not is_path(spec.image):
-        return _of_store(spec.image, own_ids, stack)
+        return _of_store(spec.image, own_ids, shared, stack)
     if os.path.isfile(spec.image):
         return Source(_of_tar(spec.image, shared, own_ids, stack))
     return Source(shared.folder_image(spec.image, own_ids))
@@ -68,11 +72,21 @@ def _of_tar(path: str, shared: Shared, own_ids: bool, stack: ExitStack) -> Rootf
     return folder_image(f"{place}/rootfs", root=own_ids)
 
 
-def _of_store(name: str, own_ids: bool, stack: ExitStack) -> Source:
+def _of_store(name: str, own_ids: bool, shared: Shared, stack: ExitStack) -> Source:
     with forks.whole:
-        from .images.local import open_image
-    image = open_image(name)
+        from .images import local
+    image = local.open_image(name)
     stack.callback(image.close)
+    found: Source | None = image.made.get(own_ids)
+    if found is None:
+        # The first to put one in: two threads that start the first containers are to have the same.
+        found = image.made.setdefault(own_ids, _of_image(image, own_ids))
+    shared.keep_images(local.expire, local.forget)
+    shared.keep(found.rootfs)
+    return found
+
+
+def _of_image(image: LocalImage, own_ids: bool) -> Source:
     layers = tuple(Layer(path, idmap=own_ids) for path in image.lowers)
     missing = tuple(needed for needed in NEEDED if not image.has(needed.path))
     run = image.config.config

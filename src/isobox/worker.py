@@ -18,6 +18,8 @@ Job = Callable[[], "float | None"]
 
 _GATHER: Final = 0.003
 """Seconds from the first job to its start: the caller is on its way to something that matters more."""
+_OFTEN: Final = 0.05
+"""Seconds between two looks for new jobs where another one is due soon: then nobody has to wake it."""
 _PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _AGAIN: Final = 0.1
 """Seconds until a job gets another try that had no descriptors or memory left for it."""
@@ -79,10 +81,19 @@ class Worker:
                 continue
             wait = self._later[0][0] - time.monotonic()
             if wait > 0:
-                if self._pause(min(wait, 0.05)):
+                if self._await(wait):
                     return
                 continue
             self._step()
+
+    def _await(self, seconds: float) -> bool:
+        """Sleep until a job is due that is known, or a new one comes; True when it is time to stop."""
+        if seconds <= _OFTEN:
+            return self._pause(seconds)
+        self._idle = True
+        closed = not self._new and self._pause(seconds)  # idle is set first, so no job is missed
+        self._idle = False
+        return closed or self._pause(_GATHER)
 
     def _pause(self, seconds: float) -> bool:
         """Sleep; True when it is time to stop."""

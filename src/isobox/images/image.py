@@ -14,7 +14,7 @@ from .archive import Loaded, load
 from .choose import Chosen, choose
 from .descriptor import Descriptor
 from .digest import Digest
-from .local import own_layers
+from .local import forget, own_layers
 from .model import ImageConfig, chain_ids
 from .reference import Reference
 from .store import Store
@@ -141,6 +141,7 @@ class Image:
         self._store.remove(self._descriptor.digest)
         self._store.prune()
         kept = [chain for image in Image.all() for chain in chain_ids(image.config.diff_ids)]
+        forget()
         own_layers().prune(kept)
 
     def __eq__(self, other: object) -> bool:

@@ -5,34 +5,43 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from collections.abc import Hashable
 from contextlib import ExitStack
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 
 from isobox.errors import ImageError, NotFound, shown
 from isobox.owners import data_dir
 
 from .choose import Chosen, choose
+from .kept import Kept, stamp
 from .media import layer_compression
 from .model import ImageConfig, chain_ids
 from .platform import Platform
 from .store import Store
 from .unpacked import Held, Layers
 
-__all__ = ["LocalImage", "open_image", "own_layers", "parse_signal"]
+__all__ = ["LocalImage", "expire", "forget", "open_image", "own_layers", "parse_signal"]
 
 _LONGEST_SIGNAL: Final = 20
+_kept: Final = Kept["LocalImage"]()
+os.register_at_fork(after_in_child=_kept.forget)
 
 
-@define
+@define(eq=False)
 class LocalImage:
-    """An image whose layers are on disk, and stay there until it is closed."""
+    """An image whose layers are on disk, and stay there until all that share it are closed.
+
+    `made` has what others made of it, by a name of theirs; it is for all that share it.
+    """
 
     chosen: Chosen
     lowers: tuple[str, ...]
     _held: Held | None
+    made: dict[Hashable, Any] = field(factory=dict, repr=False)
+    closed: bool = False
 
     @property
     def config(self) -> ImageConfig:
@@ -60,10 +69,14 @@ class LocalImage:
             return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)  # a whiteout
         return False
 
+    def shared(self) -> LocalImage:
+        """The same for one more user."""
+        return LocalImage(self.chosen, self.lowers, self._held, self.made)
+
     def close(self) -> None:
         """Let go of the layers; idempotent."""
-        if self._held is not None:
-            self._held.close()
+        self.closed = True
+        self._held = None  # the last reference unlocks it
 
 
 def parse_signal(text: str) -> int:
@@ -89,9 +102,27 @@ def own_layers() -> Layers:
 def open_image(name: str, *, platform: Platform | None = None) -> LocalImage:
     """Return the image of this user's store that `name` means, its layers unpacked if they aren't yet.
 
-    `name` as `Store.resolve` takes it; `platform`: None for this machine's. Raises `NotFound`, `ImageError`,
-    `SetupError`, `UnsupportedError`.
+    `name` as `Store.resolve` takes it; `platform`: None for this machine's. What was returned for the same
+    name before is shared while the store's names have not changed: see `Kept`. Raises `NotFound`,
+    `ImageError`, `SetupError`, `UnsupportedError`.
     """
+    data = data_dir()
+    key = (data, name, platform)
+    now = stamp(f"{data}/images/index.json")
+    image = _kept.find(key, now)
+    if image is None:
+        image = _opened(name, platform)
+        before = _kept.peek(key)
+        if before is not None and not before.closed and _same(before, image):
+            image = before
+        if now is not None:
+            _kept.put(key, now, image)
+    shared = image.shared()
+    _kept.used(key, shared)
+    return shared
+
+
+def _opened(name: str, platform: Platform | None) -> LocalImage:
     store = Store.default()
     try:
         descriptor = store.resolve(name)
@@ -100,6 +131,23 @@ def open_image(name: str, *, platform: Platform | None = None) -> LocalImage:
     chosen = choose(store, descriptor, platform)
     held = _hold(store, own_layers(), chosen)
     return LocalImage(chosen, held.lowers if held is not None else (), held)
+
+
+def _same(one: LocalImage, other: LocalImage) -> bool:
+    return one.lowers == other.lowers and one.chosen.id == other.chosen.id
+
+
+def expire() -> float | None:
+    """Let go of the images that this process keeps without using them.
+
+    Returns the seconds after which to call it again, None once nothing is kept.
+    """
+    return _kept.expire()
+
+
+def forget() -> None:
+    """Let go of them all now, as who removes layers does first; what containers use stays."""
+    _kept.clear()
 
 
 def _hold(store: Store, layers: Layers, chosen: Chosen) -> Held | None:
