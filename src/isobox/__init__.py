@@ -76,6 +76,7 @@ __all__ = [
     "SetupError",
     "SpecError",
     "StateError",
+    "Store",
     "TimedOut",
     "UnpackError",
     "UnsupportedError",
@@ -88,6 +89,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .images.image import Image
+    from .images.store import Store
 
 
 def __getattr__(name: str) -> object:
@@ -95,4 +97,8 @@ def __getattr__(name: str) -> object:
         from .images.image import Image
 
         return Image
+    if name == "Store":
+        from .images.store import Store
+
+        return Store
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -148,15 +148,61 @@ class TestNames:
         other.remove()
         assert os.listdir(data / "layers/layers") == []
 
+    def test_one_name_after_the_other(self, image: Image, data: Path, tmp_path: Path) -> None:
+        image.tag("app:2")
+        Image.load(archive(tmp_path / "other.tar", base(), tags=("other:1",)))
+        with pytest.raises(NotFound):
+            image.untag("app:3")
+        with pytest.raises(NotFound, match="another image"):
+            image.untag("other:1")
+        image.untag("app:1")
+        assert Image.get(image.id).references == ("app:2",)
+        assert isobox.run(["true"], "app:2", user="0").ok and not image.in_use
+        with Container("app:2", user="0") as box:
+            assert image.in_use
+            image.untag("app:2")
+            assert said(box, ["cat", "/data/new"]) == "n"
+            assert len(os.listdir(data / "layers/layers")) == 2
+        assert [found.references for found in Image.all()] == [("other:1",)]
+        assert len(isobox.Store.default().prune().layers) == 1
+        assert len(os.listdir(data / "layers/layers")) == 1, "what the other image shares"
+
+    def test_without_a_name(self, image: Image, data: Path, tmp_path: Path) -> None:
+        unnamed = Image.load(archive(tmp_path / "unnamed.tar", base(), tags=()))
+        assert unnamed.references == () and Image.all() == [image, unnamed]
+        for name in (unnamed.id, unnamed.id[7:19], unnamed.digest):
+            assert isobox.run(["true"], name, user="0").ok
+        Image.load(archive(tmp_path / "other.tar", tags=("other:1",), run={})).remove()
+        assert Image.get(unnamed.id) == unnamed, "it goes by no other image's end"
+        isobox.run(["true"], "app:1", user="0").check()
+        pruned = isobox.Store.default().prune()
+        assert [str(digest) for digest in pruned.images] == [unnamed.digest] and pruned.layers == ()
+        assert Image.all() == [image] and len(os.listdir(data / "layers/layers")) == 2
+        again = Image.load(tmp_path / "unnamed.tar")
+        assert again.tag("app:2").references == ("app:2",)
+        assert isobox.Store.default().prune().images == ()
+        assert {found.references for found in Image.all()} == {("app:1",), ("app:2",)}
+
+    def test_in_a_store_of_its_own(self, image: Image, tmp_path: Path) -> None:
+        store = isobox.Store(tmp_path / "own")
+        assert store.images() == [] and Image.all() == [image]
+        with (tmp_path / "app.tar").open("rb") as file:
+            own = Image.load(file, store=store)
+        assert store.images() == [own] == [Image.get("app:1", store=store)] and own == image
+        own.tag("app:2")
+        assert Image.get("app:2", store=store).references == ("app:1", "app:2")
+        Image.get("app:1").remove()
+        assert len(store.images()) == 1 and store.prune().size == 0
+        own.remove()
+        assert store.images() == []
+
     def test_several_in_one_archive(self, tmp_path: Path) -> None:
         path = archive(tmp_path / "app.tar", base(), tags=("app:1", "app:2"))
         assert Image.load(path).references == ("app:1", "app:2")
         with pytest.raises(NotFound, match="no such archive"):
             Image.load(tmp_path / "none.tar")
-        with pytest.raises(ImageError, match="directory"):
+        with pytest.raises(ImageError, match="holds no image"):
             Image.load(tmp_path)
-        with pytest.raises(ImageError, match="no name"):
-            Image.load(archive(tmp_path / "unnamed.tar", base(), tags=()))
 
 
 @pytest.mark.parametrize("format", ["docker-archive", "oci-archive"])

@@ -62,6 +62,7 @@ PUBLIC = {
     "SetupError",
     "SpecError",
     "StateError",
+    "Store",
     "TimedOut",
     "UnpackError",
     "UnsupportedError",

@@ -27,6 +27,7 @@ from .model import Manifest
 from .reference import Reference
 from .store import Store
 from .tarstream import Entry, TarStream
+from .walk import is_image
 
 __all__ = ["Loaded", "load"]
 
@@ -51,9 +52,10 @@ class Loaded:
 def load(store: Store, file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> tuple[Loaded, ...]:
     """Read every image of an archive (plain, gzip, zstd or xz), and name it as the archive does.
 
-    Returns them in the archive's order. Nothing of a damaged or hostile archive gets a name: it raises
-    `UnpackError` for the tar itself, `DigestMismatch` for a blob that is not what its name says, another
-    `ImageError` for what the documents in it say. `most_bytes` bounds the archive after decompression.
+    One without a name is kept until a prune. Returns them in the archive's order. Nothing of a damaged or
+    hostile archive gets a name: it raises `UnpackError` for the tar itself, `DigestMismatch` for a blob that
+    is not what its name says, another `ImageError` for what the documents in it say. `most_bytes` bounds
+    the archive after decompression.
     """
     with store.lease():
         files = _Files.read(store, TarStream(decompressed(file), most_bytes))
@@ -63,9 +65,14 @@ def load(store: Store, file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> tupl
             images = _of_docker(store, files)
         else:
             raise ImageError("the archive holds no image: it has neither an index.json nor a manifest.json")
+        images = tuple(image for image in images if image.references or is_image(store, image.descriptor))
+        if not images:
+            raise ImageError("the archive holds no image: what it has are artifacts without names")
         for image in images:
             for reference in image.references:
                 store.tag(reference, image.descriptor)
+            if not image.references:
+                store.keep(image.descriptor)
     return images
 
 

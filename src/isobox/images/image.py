@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from typing import IO
 
 from attrs import field, frozen
 
 from isobox.errors import ImageError, NotFound
 
-from .archive import Loaded, load
+from .archive import load
 from .choose import Chosen, choose
 from .descriptor import Descriptor
-from .digest import Digest
+from .layout_folder import load_folder
 from .local import forget, own_layers
 from .model import ImageConfig, chain_ids
 from .reference import Reference
@@ -24,7 +25,7 @@ __all__ = ["Image"]
 
 @frozen(eq=False)
 class Image:
-    """An image of this user's store; what ``Container("debian:12")`` runs.
+    """An image of a store, this user's by default; what ``Container("debian:12")`` runs.
 
     Made by `load`, `get` and `all`. Two are equal where they have the same digest. It is read when it is
     made, and knows nothing of names that others give or take later.
@@ -41,60 +42,59 @@ class Image:
     """Its names, as Docker shows them, sorted: ``("debian:12",)``."""
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Image:
-        """Read the image of an archive into the store, with the names that it has there.
+    def load(cls, path: str | os.PathLike[str] | IO[bytes], *, store: Store | None = None) -> Image:
+        """Read the image of an archive or a folder into the store, with the names that it has there.
 
         The archive is what ``docker save``, ``podman save`` and ``skopeo copy`` write (Docker's format or an
-        OCI layout in a tar), plain or compressed with gzip, zstd or xz. Nothing of a damaged one gets a
-        name. Raises `NotFound`, `ImageError`; also where it holds several images: see `load_all`.
+        OCI layout in a tar), plain or compressed with gzip, zstd or xz; a binary file, a pipe say, is read
+        to its end. A folder is an OCI layout, as ``skopeo copy`` and umoci write it. Nothing of a damaged one
+        gets a name. An image without a name is found by its `id`, and stays until `Store.prune`.
+
+        `store`: None for this user's. Raises `NotFound`, `ImageError`; also where there are several images:
+        see `load_all`.
         """
-        images = cls.load_all(path)
+        images = cls.load_all(path, store=store)
         if len(images) == 1:
             return images[0]
         names = ", ".join(" ".join(image.references) or image.id[:19] for image in images)
-        raise ImageError(f"{os.fspath(path)}: {len(images)} images were loaded: {names}. Use Image.load_all")
+        raise ImageError(f"{_shown(path)}: {len(images)} images were loaded: {names}. Use Image.load_all")
 
     @classmethod
-    def load_all(cls, path: str | os.PathLike[str]) -> list[Image]:
-        """Read every image of an archive; in the archive's order. Raises as `load` does."""
-        store = Store.default()
-        name = os.fspath(path)
-        try:
-            # O_NONBLOCK: a fifo put there must not hang us.
-            file = os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
-        except FileNotFoundError:
-            raise NotFound(f"no such archive: {name}") from None
-        except OSError as error:
-            raise ImageError(f"can't read the archive {name}: {error.strerror}") from error
-        with file:
-            loaded = load(store, file)
-        return [cls._of(store, item.descriptor, item.references) for item in _named(loaded)]
+    def load_all(cls, path: str | os.PathLike[str] | IO[bytes], *, store: Store | None = None) -> list[Image]:
+        """Read every image of an archive or a folder; in its order. Raises as `load` does."""
+        store = store or Store.default()
+        if not isinstance(path, str | os.PathLike):
+            loaded = load(store, path)
+        elif os.path.isdir(path):
+            loaded = load_folder(store, os.fspath(path))
+        else:
+            with _opened(os.fspath(path)) as file:
+                loaded = load(store, file)
+        return [cls._of(store, item.descriptor, item.references) for item in loaded]
 
     @classmethod
-    def get(cls, name: str) -> Image:
-        """Return the image that a reference, a digest or the beginning of its digits means.
+    def get(cls, name: str, *, store: Store | None = None) -> Image:
+        """Return the image that a reference, a digest or id, or the beginning of its digits means.
 
-        Raises `NotFound`, and `ImageError` where several are meant.
+        `store`: None for this user's. Raises `NotFound`, and `ImageError` where several are meant.
         """
-        store = Store.default()
+        store = store or Store.default()
         descriptor = store.resolve(name)
-        return cls._of(store, descriptor, _names(store, descriptor.digest))
+        names = [names for entry, names in store.entries().items() if entry.digest == descriptor.digest]
+        return cls._of(store, descriptor, names[0] if names else ())
 
     @classmethod
-    def all(cls) -> list[Image]:
-        """Return every image with a name that this machine could run, sorted by its first name."""
-        store = Store.default()
-        names: dict[Digest, list[Reference]] = {}
-        descriptors: dict[Digest, Descriptor] = {}
-        for reference in store.references():
-            descriptor = store.resolve(reference)
-            names.setdefault(descriptor.digest, []).append(reference)
-            descriptors[descriptor.digest] = descriptor
+    def all(cls, *, store: Store | None = None) -> list[Image]:
+        """Return every image that this machine could run, by its first name; those without one are last.
+
+        `store`: None for this user's.
+        """
+        store = store or Store.default()
         images = []
-        for digest, descriptor in descriptors.items():
+        for descriptor, names in store.entries().items():
             with contextlib.suppress(ImageError):  # for another machine, or damaged: `get` says which
-                images.append(cls._of(store, descriptor, names[digest]))
-        return images
+                images.append(cls._of(store, descriptor, names))
+        return sorted(images, key=lambda image: (not image.references, image.references, image.id))
 
     @classmethod
     def _of(cls, store: Store, descriptor: Descriptor, names: Iterable[Reference]) -> Image:
@@ -131,18 +131,38 @@ class Image:
         """The bytes of its layers as they are stored; compressed, mostly."""
         return sum(layer.size for layer, _ in self._chosen.layers)
 
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """The bytes of each of `layers`, as it is stored."""
+        return tuple(layer.size for layer, _ in self._chosen.layers)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a container of this user runs it now; another process keeps it for some seconds longer."""
+        forget()
+        chain = chain_ids(self._chosen.config.diff_ids)
+        return bool(chain) and own_layers().in_use(chain[-1])
+
     def tag(self, reference: str) -> Image:
         """Give it one more name, which another image may have had; return it with all its names."""
         self._store.tag(Reference.parse(reference), self._descriptor)
-        return Image.get(self.digest)
+        return Image.get(self.digest, store=self._store)
+
+    def untag(self, reference: str) -> None:
+        """Take one of its names away; with the last one the image goes, as by `remove`.
+
+        Raises `NotFound` where that is none of its names.
+        """
+        name = Reference.parse(reference)
+        if self._store.resolve(name).digest != self._descriptor.digest:
+            raise NotFound(f"{name.familiar} is the name of another image")
+        self._store.untag(name)
+        self._store.prune(unnamed=False)
 
     def remove(self) -> None:
         """Take its names away, and free what no other image and no container needs; `NotFound`."""
         self._store.remove(self._descriptor.digest)
-        self._store.prune()
-        kept = [chain for image in Image.all() for chain in chain_ids(image.config.diff_ids)]
-        forget()
-        own_layers().prune(kept)
+        self._store.prune(unnamed=False)
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, Image) else NotImplemented
@@ -151,15 +171,15 @@ class Image:
         return hash(self._descriptor.digest)
 
 
-def _names(store: Store, digest: Digest) -> list[Reference]:
-    return [name for name in store.references() if store.resolve(name).digest == digest]
+def _opened(name: str) -> IO[bytes]:
+    try:
+        # O_NONBLOCK: a fifo put there must not hang us.
+        return os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except FileNotFoundError:
+        raise NotFound(f"no such archive: {name}") from None
+    except OSError as error:
+        raise ImageError(f"can't read the archive {name}: {error.strerror}") from error
 
 
-def _named(loaded: Iterable[Loaded]) -> Iterable[Loaded]:
-    unnamed = [item for item in loaded if not item.references]
-    if unnamed:
-        raise ImageError(
-            f"the archive's image {unnamed[0].descriptor.digest} has no name: save it with one, such as "
-            "docker save NAME:TAG"
-        )
-    return loaded
+def _shown(path: object) -> str:
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else "the archive"

@@ -22,7 +22,7 @@ from .descriptor import Descriptor
 from .fields import Fields, encode
 from .reference import Reference
 
-__all__ = ["IndexFile", "bare", "name_of", "named", "short_name"]
+__all__ = ["IndexFile", "bare", "is_unnamed", "name_of", "named", "short_name"]
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 IMAGE_NAME: Final = "io.containerd.image.name"
@@ -75,6 +75,11 @@ def _parsed(name: str | None) -> Reference | None:
         return None if name is None else Reference.parse(name)
     except InvalidReference:
         return None
+
+
+def is_unnamed(entry: Descriptor) -> bool:
+    """Whether nobody has given it a name, be it one that is no reference."""
+    return not (entry.annotations.get(REF_NAME) or entry.annotations.get(IMAGE_NAME))
 
 
 def short_name(entry: Descriptor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -16,6 +17,7 @@ from isobox.errors import ImageError, NotFound, shown
 from isobox.owners import data_dir
 
 from .choose import Chosen, choose
+from .digest import Digest
 from .kept import Kept, stamp
 from .media import layer_compression
 from .model import ImageConfig, chain_ids
@@ -23,7 +25,7 @@ from .platform import Platform
 from .store import Store
 from .unpacked import Held, Layers
 
-__all__ = ["LocalImage", "expire", "forget", "open_image", "own_layers", "parse_signal"]
+__all__ = ["LocalImage", "expire", "forget", "open_image", "own_layers", "parse_signal", "prune_layers"]
 
 _LONGEST_SIGNAL: Final = 20
 _kept: Final = Kept["LocalImage"]()
@@ -97,6 +99,16 @@ def parse_signal(text: str) -> int:
 def own_layers() -> Layers:
     """Return the unpacked layers of this user: beside the store in the data folder."""
     return Layers(f"{data_dir()}/layers", keep_owners=os.geteuid() == 0)
+
+
+def prune_layers(store: Store) -> tuple[Digest, ...]:
+    """Remove the unpacked layers that no image of `store` has and no container uses; return them."""
+    kept: list[Digest] = []
+    for descriptor in store.entries():
+        with contextlib.suppress(ImageError):  # for another machine, damaged, or no image
+            kept += chain_ids(choose(store, descriptor).config.diff_ids)
+    forget()
+    return tuple(own_layers().prune(kept))
 
 
 def open_image(name: str, *, platform: Platform | None = None) -> LocalImage:

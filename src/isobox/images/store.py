@@ -17,7 +17,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
@@ -28,24 +28,34 @@ from .blobs import Blobs
 from .descriptor import Descriptor
 from .digest import Digest
 from .fields import MOST_BYTES, Fields
-from .index_file import IndexFile, bare, name_of, named, short_name
+from .index_file import IndexFile, bare, is_unnamed, name_of, named, short_name
 from .layout import OWN
 from .leases import collect
 from .reference import Reference
-from .walk import find, missing, reachable
+from .walk import configs, find, is_image, missing, reachable
+
+if TYPE_CHECKING:
+    from .image import Image
 
 __all__ = ["ImageSize", "Pruned", "Sizes", "Store"]
 
 _ID: Final = re.compile("(?:sha256:|sha512:)?([0-9a-f]{4,128})")
+_PLACE: Final = "images"  # in the data folder
 _SHOWN: Final = 8  # images in a message
 
 
 @frozen
 class Pruned:
-    """What `Store.prune` removed: blobs, and bytes; those of dead processes' half-written blobs too."""
+    """What `Store.prune` removed.
+
+    `size`: the bytes of blobs, those of dead processes' half-written ones too. `images`: the digests of
+    images without a name. `layers`: the chain ids of unpacked layers, whose bytes nobody counts.
+    """
 
     blobs: tuple[Digest, ...]
     size: int
+    images: tuple[Digest, ...] = ()
+    layers: tuple[Digest, ...] = ()
 
 
 @frozen
@@ -74,14 +84,16 @@ class Sizes:
 class Store(Blobs):
     """Images below `path`, which is made by the first change; `Store.default` is the user's own.
 
-    Blobs are put in and read as `Blobs` says. Every method raises `ImageError` for what is wrong
-    on disk and for what the machine refuses.
+    ``Image.load(path, store=store)`` and its likes put images in, `images` lists them and `prune`
+    clears up. What stands below these two is for whoever moves blobs and names by hand: blobs are
+    put in and read as `Blobs` says. Every method raises `ImageError` for what is wrong on disk and
+    for what the machine refuses.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = Store(folder)
-    ...     store.references()
-    ()
+    ...     store.images(), store.prune().size
+    ([], 0)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -96,13 +108,28 @@ class Store(Blobs):
         """
         data = data_dir()
         check_directory(data, DATA)
-        path = f"{data}/images"
+        path = f"{data}/{_PLACE}"
         with contextlib.suppress(OSError):  # the next line says it better
             os.mkdir(path, 0o700)
         check_directory(path, DATA)
         return cls(path)
 
+    def images(self) -> list[Image]:
+        """Return every image that this machine could run, as `Image.all` does."""
+        from .image import Image  # which knows stores
+
+        return Image.all(store=self)
+
     # Names
+
+    def entries(self) -> dict[Descriptor, tuple[Reference, ...]]:
+        """Every image and artifact with its names, which may be none; in the order of the index."""
+        found: dict[Digest, tuple[Descriptor, list[Reference]]] = {}
+        for entry in self._index().manifests:
+            _, names = found.setdefault(entry.digest, (bare(entry), []))
+            if (name := name_of(entry)) is not None:
+                names.append(name)
+        return {descriptor: tuple(sorted(set(names), key=str)) for descriptor, names in found.values()}
 
     def references(self) -> tuple[Reference, ...]:
         """The names of all images, sorted by their full form."""
@@ -113,15 +140,16 @@ class Store(Blobs):
         """Return the descriptor of an image: of its index where it is one for several platforms.
 
         Text may be a full or a short reference, a digest, or the beginning of a digest's digits,
-        at least 4 of them. A reference with a digest names what the images of its repository have
-        by that digest, be it the manifest of one platform. Raises `NotFound`, and `ImageError`
+        at least 4 of them; the digest of a config, which Docker calls the image's id, will do. A
+        reference with a digest names what the images of its repository have by that digest, be it the
+        manifest of one platform. Raises `NotFound`, and `ImageError`
         where several images are meant.
         """
         entries = self._index().manifests
         if isinstance(name, str):
             found = self._by_text(entries, name)
         elif isinstance(name, Digest):
-            found = find(self, entries, name)
+            found = find(self, entries, name) or self._by_id(entries, str(name), name.hex)
         else:
             found = self._by_reference(entries, name)
         if found is None:
@@ -133,7 +161,8 @@ class Store(Blobs):
     def _by_text(self, entries: tuple[Descriptor, ...], text: str) -> Descriptor | None:
         is_id = _ID.fullmatch(text)
         with contextlib.suppress(ImageError):
-            return find(self, entries, Digest.parse(text))
+            digest = Digest.parse(text)
+            return find(self, entries, digest) or self._by_id(entries, text, digest.hex)
         try:
             found = self._by_reference(entries, Reference.parse(text))
         except InvalidReference:
@@ -143,8 +172,17 @@ class Store(Blobs):
                 raise
             found = self._one(same, text)
         if found is None and is_id is not None:
-            found = self._one([entry for entry in entries if entry.digest.hex.startswith(is_id[1])], text)
+            found = self._by_id(entries, text, is_id[1])
         return found
+
+    def _by_id(self, entries: tuple[Descriptor, ...], text: str, digits: str) -> Descriptor | None:
+        """The image whose digest begins like this, or else the one whose config's does."""
+        found = [entry for entry in entries if entry.digest.hex.startswith(digits)]
+        if not found:
+            for entry in entries:
+                if any(digest.hex.startswith(digits) for digest in configs(self, entry)):
+                    found.append(entry)
+        return self._one(found, text)
 
     def _by_reference(self, entries: tuple[Descriptor, ...], reference: Reference) -> Descriptor | None:
         if reference.digest is None:
@@ -178,16 +216,35 @@ class Store(Blobs):
         if reference.digest not in (None, descriptor.digest):
             raise ImageError(f"name {reference}: the image that it was to name is {descriptor.digest}")
         with self._changing() as index:
-            with self._layout.doing(f"look for the image {descriptor.digest}"):
-                lacking = missing(self, descriptor)
-            if lacking is not None:
-                raise ImageError(
-                    f"store {self._layout.where()}: can't name {descriptor.digest} {reference.familiar}: "
-                    f"its blob {lacking} is not there. Load the image again"
-                )
+            self._check(descriptor, f"name {descriptor.digest} {reference.familiar}")
             entry = named(bare(descriptor), reference)
-            others = [other for other in index.manifests if name_of(other) != reference]
+            others = [
+                other
+                for other in index.manifests
+                if name_of(other) != reference
+                and not (other.digest == descriptor.digest and is_unnamed(other))
+            ]
             self._write(index.with_entries([*others, entry]))
+
+    def keep(self, descriptor: Descriptor) -> None:
+        """Have an image stay without a name, until a `prune`; nothing happens where it has one.
+
+        Raises as `tag` does.
+        """
+        with self._changing() as index:
+            self._check(descriptor, f"keep {descriptor.digest}")
+            if not any(entry.digest == descriptor.digest for entry in index.manifests):
+                self._write(index.with_entries([*index.manifests, bare(descriptor)]))
+
+    def _check(self, descriptor: Descriptor, what: str) -> None:
+        """Raise ImageError where an image is not all there."""
+        with self._layout.doing(f"look for the image {descriptor.digest}"):
+            lacking = missing(self, descriptor)
+        if lacking is not None:
+            raise ImageError(
+                f"store {self._layout.where()}: can't {what}: its blob {lacking} is not there. "
+                "Load the image again"
+            )
 
     def untag(self, reference: Reference) -> None:
         """Take a name away; `NotFound` where no image has it. Blobs stay until the next `prune`."""
@@ -248,18 +305,28 @@ class Store(Blobs):
 
     # What there is
 
-    def prune(self) -> Pruned:
-        """Remove the blobs that no image needs and no living process keeps with a lease.
+    def prune(self, *, unnamed: bool = True) -> Pruned:
+        """Remove the images without a name, and the blobs that no image and no living process needs.
 
-        What killed processes have left half-written goes too. An index or manifest that is damaged
-        is an ImageError, and nothing is removed: its image's layers could not be told from others.
+        What killed processes have left half-written goes too, and in the user's own store the unpacked
+        layers of images that are gone, but for those that a container uses. `unnamed`: False keeps the
+        images without a name. What is no image, an artifact of another tool say, stays.
+
+        An index or manifest that is damaged is an ImageError, and nothing is removed: its image's
+        layers could not be told from others.
         """
         if not os.path.isdir(self.path):
             return Pruned((), 0)
         removed: list[Digest] = []
         with self._changing() as index, self._layout.doing("prune"):
             kept, size = collect(self._layout)
-            needed = kept | reachable(self, index.manifests, strict=True)
+            needed = reachable(self, index.manifests, strict=True)
+            gone = [entry for entry in index.manifests if is_unnamed(entry) and is_image(self, entry)]
+            if unnamed and gone:
+                index = index.with_entries(entry for entry in index.manifests if entry not in gone)
+                self._write(index)
+                needed = reachable(self, index.manifests, strict=True)
+            needed |= kept
             for digest, length in list(self._files()):
                 if digest not in needed:
                     with (
@@ -269,7 +336,15 @@ class Store(Blobs):
                         os.unlink(digest.hex, dir_fd=directory)
                     removed.append(digest)
                     size += length
-        return Pruned(tuple(sorted(removed)), size)
+        images = tuple(entry.digest for entry in gone) if unnamed else ()
+        return Pruned(tuple(sorted(removed)), size, images, self._prune_layers())
+
+    def _prune_layers(self) -> tuple[Digest, ...]:
+        if self.path != os.path.abspath(f"{data_dir()}/{_PLACE}"):
+            return ()
+        from .local import prune_layers  # which knows stores
+
+        return prune_layers(self)
 
     def sizes(self) -> Sizes:
         """Measure all images and the whole: the lengths of files, a shared layer counted once."""

@@ -158,6 +158,11 @@ class Layers:
             collect(self._places)
         return removed
 
+    def in_use(self, chain_id: Digest) -> bool:
+        """Whether somebody has taken this layer, as the topmost of theirs."""
+        with _as_setup_error(self.path), self._exclusive():
+            return not self._unlocked(str(chain_id))
+
     def _unlocked(self, name: str) -> bool:
         """Whether nobody has this lock. That of a layer in use can't be taken anew meanwhile."""
         try:

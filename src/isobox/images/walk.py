@@ -12,10 +12,10 @@ from .blobs import Blobs
 from .descriptor import Descriptor
 from .digest import Digest
 from .fields import MOST_BYTES
-from .media import INDEXES, MANIFESTS, is_distributable, plain_media_type
+from .media import CONFIGS, INDEXES, MANIFESTS, is_distributable, plain_media_type
 from .model import Index, Manifest, parse_document
 
-__all__ = ["document", "find", "missing", "reachable"]
+__all__ = ["configs", "document", "find", "is_image", "missing", "reachable"]
 
 _DOCUMENTS: Final = INDEXES | MANIFESTS
 _MOST_BLOBS: Final = 2_000_000  # some hundred megabytes of memory
@@ -109,6 +109,32 @@ def find(blobs: Blobs, roots: Iterable[Descriptor], digest: Digest) -> Descripto
         if isinstance(found, Index):
             todo.extend(child for child in found.manifests if child.digest not in seen)
     return None
+
+
+def configs(blobs: Blobs, root: Descriptor) -> set[Digest]:
+    """The configs of all container images that an index or manifest leads to, as far as they are there."""
+    found: set[Digest] = set()
+    seen: set[Digest] = set()
+    todo = [root]
+    while todo:
+        descriptor = todo.pop()
+        if descriptor.digest in seen or not _is_document(descriptor):
+            continue
+        seen.add(descriptor.digest)
+        try:
+            read = document(blobs, descriptor)
+        except ImageError:
+            continue  # it can't say what it has
+        if isinstance(read, Index):
+            todo.extend(read.manifests)
+        elif plain_media_type(read.config.media_type) in CONFIGS and read.subject is None:
+            found.add(read.config.digest)
+    return found
+
+
+def is_image(blobs: Blobs, root: Descriptor) -> bool:
+    """Whether containers can be made of it; what else is kept beside images can't."""
+    return bool(configs(blobs, root))
 
 
 def missing(blobs: Blobs, root: Descriptor) -> Digest | None:
