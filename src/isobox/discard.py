@@ -177,7 +177,8 @@ def remove_tree_mapped(path: str | os.PathLike[str], write_maps: Callable[[int],
         raise OSError(errno.EPERM, text or "deleting in a user namespace failed", os.fspath(path))
 
 
-def _main(path: str) -> None:
+def new_user_namespace() -> None:
+    """Put this process, which must have one thread only, into a new user namespace; OSError."""
     # ctypes: os.unshare exists since Python 3.12 only, and this small program runs without our
     # own extension.
     import ctypes
@@ -186,6 +187,10 @@ def _main(path: str) -> None:
     if libc.unshare(_CLONE_NEWUSER) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"unshare: {os.strerror(code)}")
+
+
+def _main(path: str) -> None:
+    new_user_namespace()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if not sys.stdin.readline():

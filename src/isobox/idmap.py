@@ -10,7 +10,7 @@ which host id each inside id is. Three shapes exist:
   setuid programs ``newuidmap`` and ``newgidmap`` write the maps.
 - anyone else: inside 0 is the user and no other id exists.
 
-Everything here but `write` and the ``read_*`` functions is pure.
+Everything here but `write`, `of_user` and the ``read_*`` functions is pure.
 
 >>> for_user(1000, 1000, (), (), newuidmap_available=True)
 IdMap(uid_lines=((0, 1000, 1),), gid_lines=((0, 1000, 1),), needs_newuidmap=False, deny_setgroups=True)
@@ -283,6 +283,16 @@ def read_user_ranges(uid: int) -> tuple[tuple[IdRange, ...], tuple[IdRange, ...]
         with contextlib.suppress(KeyError):
             names.append(pwd.getpwuid(uid).pw_name)
     return parse_subids(subuid, names), parse_subids(subgid, names)
+
+
+def of_user() -> IdMap:
+    """The id map of this ordinary user's containers; the same as long as this process lives."""
+    return _of_user(os.geteuid(), os.getegid())
+
+
+@lru_cache(maxsize=4)
+def _of_user(uid: int, gid: int) -> IdMap:
+    return for_user(uid, gid, *read_user_ranges(uid), newuidmap_available=newuidmap_programs() is not None)
 
 
 @lru_cache(maxsize=1)

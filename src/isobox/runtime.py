@@ -251,7 +251,7 @@ class Owner:
         if self._own_ranges is None:
             self._own_ranges = os.geteuid() == 0 and _may_set_ids()
         if not self._own_ranges:
-            self._user_map = user_map()
+            self._user_map = idmap.of_user()
             return self._user_map
         try:
             return idmap.for_root(self.uid_range())
@@ -320,7 +320,7 @@ class Owner:
         except PermissionError:
             if os.geteuid() == 0:
                 raise
-            made = user_map()
+            made = idmap.of_user()
             if made.single:
                 raise
             remove_tree_mapped(path, lambda pid: idmap.write(pid, made))
@@ -468,14 +468,6 @@ class Owner:
         # Nobody can handle an error now; what stays has no holder and is collected next time.
         with contextlib.suppress(CleanupError, OSError):
             self.close()
-
-
-def user_map() -> IdMap:
-    """The id map of an ordinary user's containers."""
-    uid, gid = os.geteuid(), os.getegid()
-    return idmap.for_user(
-        uid, gid, *idmap.read_user_ranges(uid), newuidmap_available=idmap.newuidmap_programs() is not None
-    )
 
 
 def _may_set_ids() -> bool:

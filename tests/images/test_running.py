@@ -51,10 +51,11 @@ class TestKeptReady:
                 assert said(new, ["ls", "/data"]) == "new\n"
             assert said(old, ["ls", "/data"]) == "old\n"
 
-    def test_layers_stay_while_they_are_kept(self, tmp_path: Path, data: Path) -> None:
+    def test_layers_stay_while_they_are_kept(self, tmp_path: Path) -> None:
         """Another process may remove the image meanwhile; who comes back later unpacks it anew."""
         load(tmp_path)
-        layers = data / "layers/layers"
+        with local.own_layers() as found:
+            layers = Path(found.path, "layers")
         isobox.run(["true"], "app:1").check()
         remove = "import isobox; isobox.Image.get('app:1').remove()"
         subprocess.run([sys.executable, "-c", remove], check=True, timeout=patient(60))

@@ -13,7 +13,7 @@ from isobox.discard import remove_tree, remove_tree_mapped
 from isobox.errors import SetupError
 from isobox.plan.ops import make
 from isobox.probes import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Probes, for_host
-from isobox.runtime import Owner, user_map
+from isobox.runtime import Owner
 
 pytestmark = pytest.mark.requires("user_namespaces")
 
@@ -68,7 +68,7 @@ def test_what_belongs_to_subids_is_deleted(probes: Probes, tmp_path: Path) -> No
     assert os.stat(tree / "theirs").st_uid != os.getuid()
     with pytest.raises(PermissionError):
         remove_tree(tree)
-    remove_tree_mapped(tree, lambda pid: idmap.write(pid, user_map()))
+    remove_tree_mapped(tree, lambda pid: idmap.write(pid, idmap.of_user()))
     assert not tree.exists()
 
 

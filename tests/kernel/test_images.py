@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import isobox
-from isobox import Change, Container, Image, ImageError, NotFound
+from archives import entry, folder, link, packed
+from isobox import Change, Container, Image, ImageError, NotFound, UnpackError, idmap
+from isobox.images.local import forget, open_image, own_layers
 from isobox.images.platform import Platform
 from leftovers import nothing_left
 from made import archive, base, busybox, upper
@@ -21,7 +25,7 @@ from requirements import program
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
 
-ROOT = os.geteuid() == 0
+ONE_ID = os.geteuid() != 0 and idmap.of_user().single
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +33,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder of the test's own."""
     monkeypatch.setenv("ISOBOX_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data"
+
+
+def unpacked() -> str:
+    """Where the layers of this user's containers are."""
+    with own_layers() as layers:
+        return f"{layers.path}/layers"
 
 
 @pytest.fixture
@@ -42,12 +52,10 @@ class TestRunning:
         with Container("app:1", env={"B": "own"}) as box:
             assert said(box, ["ls", "/etc", "/data"]).split() == ["/data:", "new", "/etc:", "passwd"]
             assert sh(box, "echo $A, $B, $PWD, $HOME") == "of the image, own, /srv, /srv\n"
-            # An ordinary user's layers all belong to root inside.
-            assert sh(box, "cat mine", user=None if ROOT else "0") == "m"
+            assert sh(box, "cat mine") == "m"
             assert sh(box, "id -u; id -g").split() == ["1000", "1000"]
-            assert sh(box, "stat -c %u:%g:%a mine /bin/busybox", user="0").split() == (
-                ["1000:1000:600", "0:0:755"] if ROOT else ["0:0:600", "0:0:755"]
-            )
+            found = sh(box, "stat -c %u:%g:%a mine /bin/busybox", user="0")
+            assert found.split() == ["1000:1000:600", "0:0:755"]
             assert box.changes() == []
             sh(box, "echo x > /data/new", user="0")
             assert box.changes() == [Change("modified", "/data/new")]
@@ -64,7 +72,7 @@ class TestRunning:
         for name in ("app:1", "other:1", "app:1"):
             with Container(name, user="0") as box:
                 assert said(box, ["cat", "/data/new"]) == ("other" if name == "other:1" else "n")
-        assert len(os.listdir(data / "layers/layers")) == 3
+        assert len(os.listdir(unpacked())) == 3
 
     def test_by_its_digest(self, image: Image) -> None:
         for name in (image.digest, image.digest.partition(":")[2][:12]):
@@ -106,6 +114,93 @@ class TestRunning:
                 assert process.stdout.read() == b"asked\n" and process.returncode == 7
 
 
+@pytest.mark.skipif(ONE_ID, reason="no ids but the user's own")
+class TestOwners:
+    """The same for root and for an ordinary user with subids."""
+
+    def owned(self, name: str, uid: int, gid: int, **values: Any) -> tuple[tarfile.TarInfo, bytes]:
+        return entry(name, b"x" if "type" not in values else b"", uid=uid, gid=gid, **values)
+
+    def layers(self) -> tuple[bytes, bytes]:
+        """The second has things in directories that only the first says the owners of."""
+        directory = tarfile.DIRTYPE
+        return (
+            packed(
+                folder("./"),
+                folder("bin"),
+                entry("bin/busybox", busybox(), mode=0o755),
+                *[link(f"bin/{name}", "busybox") for name in "sh stat cat id chown touch".split()],
+                folder("f"),
+                self.owned("f/shadow", 0, 42, mode=0o640),
+                self.owned("f/app", 1000, 1000, mode=0o600),
+                self.owned("f/nobody", 65534, 65534),
+                self.owned("f/setuid", 33, 33, mode=0o4755),
+                self.owned("f/link", 1000, 42, type=tarfile.SYMTYPE, linkname="nowhere"),
+                self.owned("f/pipe", 7, 8, type=tarfile.FIFOTYPE, mode=0o600),
+                self.owned("closed", 999, 998, type=directory, mode=0o700),
+                self.owned("closed/deep", 997, 996, type=directory, mode=0o710),
+            ),
+            packed(
+                self.owned("closed/deep/new", 1000, 1000, mode=0o400),
+                self.owned("f/.wh.nobody", 0, 0),
+                self.owned("only", 5, 6, type=directory, mode=0o755),
+            ),
+        )
+
+    def test_inside(self, tmp_path: Path) -> None:
+        Image.load(archive(tmp_path / "owned.tar", *self.layers(), tags=("owned:1",), run={}))
+        expected = {
+            "f": "0:0:755",
+            "f/shadow": "0:42:640",
+            "f/app": "1000:1000:600",
+            "f/setuid": "33:33:4755",
+            "f/link": "1000:42:777",
+            "f/pipe": "7:8:600",
+            "closed": "999:998:700",
+            "closed/deep": "997:996:710",
+            "closed/deep/new": "1000:1000:400",
+            "only": "5:6:755",
+        }
+        with Container("owned:1", env={"PATH": "/bin"}) as box:
+            found = said(box, ["stat", "-c", "%n %u:%g:%a", *expected]).splitlines()
+            assert dict(line.split() for line in found) == expected
+            assert not box.exec(["stat", "f/nobody"]).ok
+            # As the kernel sees it, not stat alone.
+            assert said(box, ["cat", "f/app"], user="1000") == "x"
+            assert not box.exec(["cat", "f/app"], user="1001").ok
+            sh(box, "echo new > f/app; chown 1234:4321 f/shadow; touch closed/deep/more", user="0")
+            assert said(box, ["stat", "-c", "%u:%g", "f/app", "f/shadow"]) == "1000:1000\n1234:4321\n"
+            assert Change("modified", "/f/app") in box.changes()
+        Image.get("owned:1").remove()
+        assert os.listdir(unpacked()) == []
+
+    @pytest.mark.requires("ordinary_user")
+    def test_an_owner_that_this_user_may_not_have(self, tmp_path: Path) -> None:
+        layer = packed(self.owned("x", 2_000_000_000, 0))
+        Image.load(archive(tmp_path / "odd.tar", layer, tags=("odd:1",), run={}))
+        with pytest.raises(UnpackError, match="2000000000:0.*/etc/subuid"):
+            Container("odd:1").start()
+        assert os.listdir(unpacked()) == []
+
+    @pytest.mark.requires("ordinary_user")
+    def test_the_user_s_range_changes(
+        self, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was unpacked with other ids is not used, and removed with its image."""
+        before = unpacked()
+        assert isobox.run(["true"], "app:1", user="0").ok
+        single = idmap.for_user(os.getuid(), os.getgid(), (), (), newuidmap_available=False)
+        with monkeypatch.context() as changed:
+            changed.setattr(idmap, "of_user", lambda: single)
+            other = unpacked()
+            forget()
+            open_image("app:1").close()
+            assert other != before and len(os.listdir(other)) == len(os.listdir(before)) == 2
+            assert os.stat(f"{other}/{os.listdir(other)[0]}/root").st_uid == os.getuid()
+        image.remove()
+        assert os.listdir(other) == os.listdir(before) == []
+
+
 class TestNames:
     def test_no_such_image(self) -> None:
         with pytest.raises(NotFound, match="debian:12.*isobox load"):
@@ -134,7 +229,7 @@ class TestNames:
         assert [found.references for found in Image.all()] == [("app:1", "localhost:5000/team/app:2")]
         assert isobox.run(["true"], "localhost:5000/team/app:2", user="0").ok
         Image.get("app:1").remove()
-        assert Image.all() == [] and os.listdir(data / "layers/layers") == []
+        assert Image.all() == [] and os.listdir(unpacked()) == []
         assert [name for _, _, names in os.walk(data / "images/blobs") for name in names] == []
         with pytest.raises(NotFound):
             Image.get("app:1")
@@ -143,10 +238,10 @@ class TestNames:
         with Container("app:1", user="0") as box:
             image.remove()
             assert said(box, ["cat", "/data/new"]) == "n"
-            assert len(os.listdir(data / "layers/layers")) == 2
+            assert len(os.listdir(unpacked())) == 2
         other = Image.load(archive(data.parent / "other.tar", base(), tags=("other:1",)))
         other.remove()
-        assert os.listdir(data / "layers/layers") == []
+        assert os.listdir(unpacked()) == []
 
     def test_one_name_after_the_other(self, image: Image, data: Path, tmp_path: Path) -> None:
         image.tag("app:2")
@@ -162,10 +257,10 @@ class TestNames:
             assert image.in_use
             image.untag("app:2")
             assert said(box, ["cat", "/data/new"]) == "n"
-            assert len(os.listdir(data / "layers/layers")) == 2
+            assert len(os.listdir(unpacked())) == 2
         assert [found.references for found in Image.all()] == [("other:1",)]
         assert len(isobox.Store.default().prune().layers) == 1
-        assert len(os.listdir(data / "layers/layers")) == 1, "what the other image shares"
+        assert len(os.listdir(unpacked())) == 1, "what the other image shares"
 
     def test_without_a_name(self, image: Image, data: Path, tmp_path: Path) -> None:
         unnamed = Image.load(archive(tmp_path / "unnamed.tar", base(), tags=()))
@@ -177,7 +272,7 @@ class TestNames:
         isobox.run(["true"], "app:1", user="0").check()
         pruned = isobox.Store.default().prune()
         assert [str(digest) for digest in pruned.images] == [unnamed.digest] and pruned.layers == ()
-        assert Image.all() == [image] and len(os.listdir(data / "layers/layers")) == 2
+        assert Image.all() == [image] and len(os.listdir(unpacked())) == 2
         again = Image.load(tmp_path / "unnamed.tar")
         assert again.tag("app:2").references == ("app:2",)
         assert isobox.Store.default().prune().images == ()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from archives import entry, folder, packed
-from isobox import _native
+from isobox import _native, idmap
 from isobox.errors import DigestMismatch, ImageError, SetupError, UnpackError, UnsupportedError
 from isobox.images.config import chain_ids
 from isobox.images.digest import Digest
@@ -46,9 +46,16 @@ class Source:
         yield io.BytesIO(self.data)
 
 
-@pytest.fixture
-def layers(tmp_path: Path) -> Layers:
-    return Layers(tmp_path / "layers", keep_owners=ROOT)
+MAPPED = pytest.param("mapped", marks=pytest.mark.requires("ordinary_user", "newuidmap", "id_ranges"))
+
+
+@pytest.fixture(params=["here", MAPPED])
+def layers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Layers]:
+    """Layers that this process unpacks, and those that one in a user namespace does."""
+    id_map = idmap.of_user() if request.param == "mapped" else None
+    with Layers(tmp_path / "layers", keep_owners=ROOT, id_map=id_map) as made:
+        yield made
+        made.prune([])  # what belongs to others here
 
 
 def stacked(layers: Layers, *sources: Source) -> Held:
@@ -150,6 +157,7 @@ def test_nothing_is_open_in_the_end(layers: Layers) -> None:
 
 MAKER = """
 import contextlib, io, sys, time
+from isobox import idmap
 from isobox.images.digest import Digest
 from isobox.images.unpacked import Layers
 data = sys.stdin.buffer.read()
@@ -158,7 +166,8 @@ def source():
     print("making", flush=True)
     yield io.BytesIO(data)
     time.sleep(float(sys.argv[2]))
-held = Layers(sys.argv[1], keep_owners=False).ensure(None, Digest.of(data), source)
+id_map = idmap.of_user() if sys.argv[3] == "mapped" else None
+held = Layers(sys.argv[1], id_map=id_map).ensure(None, Digest.of(data), source)
 print("held", flush=True)
 time.sleep(600)
 """
@@ -167,7 +176,7 @@ time.sleep(600)
 @contextlib.contextmanager
 def maker(layers: Layers, data: bytes, wait: float) -> Iterator[subprocess.Popen[bytes]]:
     """A process that makes the layer and holds it."""
-    command = [sys.executable, "-c", MAKER, layers.path, str(wait)]
+    command = [sys.executable, "-c", MAKER, layers.path, str(wait), "mapped" if layers.id_map else ""]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdin is not None

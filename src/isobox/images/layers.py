@@ -14,7 +14,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from attrs import frozen
@@ -189,10 +189,10 @@ def _opened(path: str) -> int:
         return os.open(path, _DIRECTORY)
 
 
-def collect(parent: str | os.PathLike[str]) -> int:
+def collect(parent: str | os.PathLike[str], remove: Callable[[str], object] = remove_tree) -> int:
     """Remove what processes that were killed left unfinished in `parent`; return how many layers.
 
-    Those of living processes stay. What can't be removed is tried again next time.
+    Those of living processes stay. What `remove` can't is tried again next time.
     """
     count = 0
     for name in os.listdir(parent):
@@ -205,7 +205,7 @@ def collect(parent: str | os.PathLike[str]) -> int:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(path)
+            remove(path)
             count += 1
         except OSError:
             pass  # BlockingIOError: its maker lives

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import stat
@@ -13,7 +14,8 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from isobox.errors import ImageError, NotFound, shown
+from isobox import idmap
+from isobox.errors import ImageError, IsoboxError, NotFound, shown
 from isobox.owners import data_dir
 
 from .choose import Chosen, choose
@@ -97,18 +99,38 @@ def parse_signal(text: str) -> int:
 
 
 def own_layers() -> Layers:
-    """Return the unpacked layers of this user: beside the store in the data folder."""
-    return Layers(f"{data_dir()}/layers", keep_owners=os.geteuid() == 0)
+    """Return the unpacked layers of this user, for its containers: beside the store in the data folder."""
+    if os.geteuid() == 0:
+        return Layers(f"{data_dir()}/layers", keep_owners=True)
+    id_map = idmap.of_user()
+    if id_map.single:
+        return Layers(f"{data_dir()}/layers")
+    # Another map gives the same files other owners: it has another place.
+    name = hashlib.sha256(id_map.uid_text + b"\n" + id_map.gid_text).hexdigest()[:12]
+    return Layers(f"{data_dir()}/layers-{name}", id_map=id_map)
 
 
 def prune_layers(store: Store) -> tuple[Digest, ...]:
-    """Remove the unpacked layers that no image of `store` has and no container uses; return them."""
+    """Remove the unpacked layers that no image of `store` has and no container uses; return them.
+
+    Those that were made for other ids of this user are among them.
+    """
     kept: list[Digest] = []
     for descriptor in store.entries():
         with contextlib.suppress(ImageError):  # for another machine, damaged, or no image
             kept += chain_ids(choose(store, descriptor).config.diff_ids)
     forget()
-    return tuple(own_layers().prune(kept))
+    own = own_layers()
+    removed = own.prune(kept)
+    data = data_dir()
+    for name in os.listdir(data):
+        path = f"{data}/{name}"
+        if name.partition("-")[0] != "layers" or path == own.path:
+            continue
+        # What belongs to ids that this user has no more stays, out of the way.
+        with contextlib.suppress(IsoboxError):
+            removed += Layers(path, id_map=own.id_map).prune(kept)
+    return tuple(dict.fromkeys(removed))
 
 
 def open_image(name: str, *, platform: Platform | None = None) -> LocalImage:
@@ -141,7 +163,8 @@ def _opened(name: str, platform: Platform | None) -> LocalImage:
     except NotFound as error:
         raise _not_found(name, error) from None
     chosen = choose(store, descriptor, platform)
-    held = _hold(store, own_layers(), chosen)
+    with own_layers() as layers:
+        held = _hold(store, layers, chosen)
     return LocalImage(chosen, held.lowers if held is not None else (), held)
 
 

@@ -11,12 +11,9 @@
 A layer appears by one rename, whole and on disk even if the power fails, and goes by one. All locks are the
 kernel's (flock(2)) and go with their process. That a layer is used keeps those below it too.
 
-Owners are right for root (``keep_owners``, shown through idmapped mounts) and for an ordinary user with one
-id, to whom everything belongs; one with subuids gets the same. To keep owners there, a process in a user
-namespace with `runtime.user_map()` would have to unpack: started as `discard.remove_tree_mapped` starts one,
-its maps written by `idmap.write`, the stream on its standard input, ``setresuid(0, 0, 0)``, then
-`unpack_layer` with `keep_owners` (an owner beyond the map is an `UnpackError`); and the same to remove. The
-path would have to name the map: with another one the same files have other owners.
+Owners are right for root (``keep_owners``, shown through idmapped mounts), for an ordinary user with subids
+(``id_map``: see mapped.py), and for one with a single id, to whom everything belongs. The three never share a
+path: the same files have other owners with another map.
 """
 
 from __future__ import annotations
@@ -32,15 +29,17 @@ from typing import Final
 
 from attrs import define
 
-from isobox import _native
-from isobox.discard import remove_tree
+from isobox import _native, idmap
+from isobox.discard import remove_tree, remove_tree_mapped
 from isobox.errors import ImageError, SetupError
+from isobox.idmap import IdMap
 from isobox.owners import DATA, check_directory
 
 from .compression import Readable
 from .config import chain_ids
 from .digest import Digest
-from .layers import PREFIX, collect, unpack_layer, work_directory
+from .layers import PREFIX, LayerUnpacked, collect, unpack_layer, work_directory
+from .mapped import Mapped
 
 __all__ = ["Held", "Layers"]
 
@@ -79,12 +78,17 @@ class Held:
 class Layers:
     """The unpacked layers in the directory `path`, which is made if needed and closed to other users.
 
-    `keep_owners` as `unpack_layer` has it; the same for all who share a path.
+    `keep_owners` as `unpack_layer` has it. `id_map`: of the containers of an ordinary user with subids; its
+    layers have the owners that are right in those. Both are the same for all who share a path.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, keep_owners: bool) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, keep_owners: bool = False, id_map: IdMap | None = None
+    ) -> None:
         self.path = os.path.abspath(os.fspath(path))
+        self.id_map = id_map
         self._keep_owners = keep_owners
+        self._idle: list[Mapped] = []  # processes that can take a layer
         self._places = f"{self.path}/layers"
         check_directory(self.path, DATA)
         with _as_setup_error(self.path):
@@ -155,7 +159,7 @@ class Layers:
             for name in set(os.listdir(f"{self.path}/locks")) - set(map(str, there)):
                 if self._unlocked(name):
                     os.unlink(f"{self.path}/locks/{name}")
-            collect(self._places)
+            collect(self._places, self._delete)
         return removed
 
     def in_use(self, chain_id: Digest) -> bool:
@@ -193,20 +197,14 @@ class Layers:
         open_layer: Callable[[], AbstractContextManager[Readable]],
     ) -> None:
         with _as_setup_error(self.path):
-            collect(self._places)
+            collect(self._places, self._delete)
             work, fd = work_directory(self._places)
         try:
             with _as_setup_error(self.path):
                 with open(f"{work}/parent", "w", encoding="ascii") as file:
                     file.write("" if parent is None else str(parent.chain_id))
             with open_layer() as stream:
-                made = unpack_layer(
-                    stream,
-                    f"{work}/root",
-                    keep_owners=self._keep_owners,
-                    diff_id=diff_id,
-                    lowers=() if parent is None else parent.lowers,
-                )
+                made = self._unpack(stream, f"{work}/root", diff_id, () if parent is None else parent.lowers)
             with _as_setup_error(self.path):
                 if made.hides_all:
                     with open(f"{work}/hides-all", "wb"):
@@ -215,7 +213,7 @@ class Layers:
                 os.rename(work, self._place(chain_id))
         except BaseException:
             with contextlib.suppress(OSError):
-                remove_tree(work)
+                self._delete(work)
             raise
         finally:
             os.close(fd)
@@ -226,7 +224,42 @@ class Layers:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.path}/locks/{chain_id}")
         with contextlib.suppress(OSError):
-            remove_tree(gone)
+            self._delete(gone)
+
+    def _unpack(self, stream: Readable, into: str, diff_id: Digest, lowers: tuple[str, ...]) -> LayerUnpacked:
+        if self.id_map is None:
+            return unpack_layer(stream, into, keep_owners=self._keep_owners, diff_id=diff_id, lowers=lowers)
+        try:
+            mapped = self._idle.pop()
+        except IndexError:
+            mapped = Mapped(self.id_map)
+        try:
+            return mapped.unpack(stream, into, diff_id=diff_id, lowers=lowers)
+        finally:
+            if mapped.usable:
+                self._idle.append(mapped)
+            else:
+                mapped.close()
+
+    def _delete(self, path: str) -> None:
+        id_map = self.id_map
+        if id_map is None:
+            remove_tree(path)
+        else:
+            remove_tree_mapped(path, lambda pid: idmap.write(pid, id_map))
+
+    def close(self) -> None:
+        """End the processes that unpack, if there are any; idempotent. They also go with this object."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def __enter__(self) -> Layers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _chain(self, chain_id: Digest) -> list[Digest]:
         """The layer and those below it; raises ImageError if what is on disk makes no sense."""

@@ -103,7 +103,13 @@ class Unpacking:
                 except OSError as error:
                     if error.errno not in _ARCHIVE:
                         raise
-                    raise UnpackError(f"{shown(entry.name)}: {error.strerror}") from error
+                    why = error.strerror
+                    if error.errno == errno.EINVAL and self._keep_owners and (entry.uid or entry.gid):
+                        # Of chown(2), in a user namespace.
+                        why = (
+                            f"{why}: its owner is {entry.uid}:{entry.gid}; does /etc/subuid give enough ids?"
+                        )
+                    raise UnpackError(f"{shown(entry.name)}: {why}") from error
             self.settle()
             for place, mtime in self._times.items():
                 if place in self._directories:
