@@ -1,7 +1,7 @@
 #!/bin/sh
 # usage: suite.sh PYTHON [PYTEST-ARGS...]      (as root in the guest of User Mode Linux)
 # The tests as root, then those whose outcome depends on the user as an ordinary one, as one with a single id, and
-# as one with a cgroup of its own (whose limits and recovery are tested in sessions.sh). What the guest's kernel
+# as one with a cgroup of its own (all its limits and its recovery are tested in sessions.sh). What the guest's kernel
 # lacks is named here: a test that misses anything else fails. Tells how long each part took; fails where one has.
 set -u
 cd "$(dirname "$0")/../.."
@@ -38,14 +38,15 @@ hostile=tests/hostile
 part "root, $hostile" "$python" -m pytest -m 'not slow' $hostile/test_init.py $hostile/test_privileges.py \
     $hostile/test_machine.py $hostile/test_neighbours.py "$@"
 part "without births in cgroups" "$python" tests/older.py clone_into_cgroup -- \
-    "$python" -m pytest -m 'not slow' $kernel/test_exec.py $kernel/test_limits.py $kernel/test_meaning.py "$@"
-of_users="$kernel/test_features.py $kernel/test_meaning.py $kernel/test_limits.py $kernel/test_user.py
-    $kernel/test_idmap.py $kernel/test_doctor.py $kernel/test_container.py $hostile/test_init.py"
+    "$python" -m pytest -m 'not slow' $kernel/test_exec.py $kernel/test_limits.py::TestMemory \
+    $kernel/test_limits.py::TestPids $kernel/test_meaning.py "$@"
+of_users="$kernel/test_features.py $kernel/test_meaning.py $kernel/test_user.py $kernel/test_idmap.py
+    $kernel/test_doctor.py $kernel/test_container.py $hostile/test_init.py"
 # shellcheck disable=SC2086  # a list of files
-part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users "$@"
+part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users $kernel/test_limits.py "$@"
 # shellcheck disable=SC2086
 part "ordinary user with one id" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
-    "$python" -m pytest -m 'not slow' $of_users "$@"
+    "$python" -m pytest -m 'not slow' $of_users $kernel/test_limits.py "$@"
 # shellcheck disable=SC2086
 part "ordinary user with cgroups" env ISOBOX_DELEGATE=1 sh tests/as_user.sh "$python" -m pytest -m 'not slow' \
     $of_users $kernel/test_exec.py "$@"
