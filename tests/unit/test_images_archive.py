@@ -64,6 +64,20 @@ class TestDocker:
         load(store, io.BytesIO(compress(saved())))
         check(store)
 
+    @pytest.mark.parametrize("name", [f"sha256:{'0' * 64}", "blobs/config"])
+    def test_a_config_without_its_suffix(self, store: Store, name: str) -> None:
+        """As crane names it, and Docker since version 25."""
+        data = packed(
+            entry("0.tar", LAYERS[0]),
+            entry("1.tar", LAYERS[1]),
+            entry(name, config(*LAYERS)),
+            entry("manifest.json", listed("0.tar", "1.tar", named=name)),
+        )
+        load(store, io.BytesIO(data))
+        check(store)
+        with pytest.raises(ImageError, match="lacks the file"):
+            load(store, io.BytesIO(packed(entry("manifest.json", listed(named=name)))))
+
     def test_compressed_layers(self, store: Store) -> None:
         (loaded,) = load(store, io.BytesIO(saved(layers=(gzip.compress(LAYERS[0]), LAYERS[1]))))
         manifest = Manifest.parse(store.read(loaded.descriptor.digest))

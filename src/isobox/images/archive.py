@@ -118,6 +118,11 @@ class _Files:
             raise ImageError(f"the archive lacks the file {shown(name)}, which an image of it needs")
         return found
 
+    def config(self, store: Store, name: str) -> bytes:
+        """The bytes of an image's config, which some programs give a name without .json."""
+        found = self._find(name, self.documents)
+        return store.read(self.blob(name)[0]) if found is None else found
+
     def blob(self, name: str) -> tuple[Digest, int]:
         """The digest and size of a file in the store; raises `ImageError`."""
         found = self._find(name, self.blobs)
@@ -171,7 +176,7 @@ def _of_docker(store: Store, files: _Files) -> tuple[Loaded, ...]:
 
 def _manifest(store: Store, files: _Files, image: ArchivedImage) -> Descriptor:
     """Make the manifest that Docker's format lacks; the config, whose digest is the image's id, stays."""
-    data = files.document(image.config)
+    data = files.config(store, image.config)
     config = ImageConfig.parse(data)
     if len(image.layers) != len(config.diff_ids):
         raise ImageError(

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Literal, TypeAlias, get_args
 
 from attrs import field, frozen
 
-from isobox.errors import ImageError, NotFound
+from isobox.errors import ImageError, InvalidReference, NotFound, SpecError
 
-from .archive import load
+from .archive import Loaded, load
 from .choose import Chosen, choose
 from .descriptor import Descriptor
-from .layout_folder import load_folder
+from .digest import Digest
+from .layout_folder import copy_images, load_folder
 from .local import forget, own_layers
 from .model import ImageConfig, chain_ids
+from .outfile import replacing
 from .reference import Reference
+from .save import save
 from .store import Store
 
-__all__ = ["Image"]
+__all__ = ["Format", "Image"]
+
+Format: TypeAlias = Literal["oci", "docker", "oci-dir"]
 
 
 @frozen(eq=False)
@@ -142,6 +147,68 @@ class Image:
         forget()
         chain = chain_ids(self._chosen.config.diff_ids)
         return bool(chain) and own_layers().in_use(chain[-1])
+
+    def save(self, path: str | os.PathLike[str] | IO[bytes], *, format: Format = "oci") -> None:
+        """Write it to an archive, with all of its names; see `save_all`.
+
+        >>> import isobox, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for image in isobox.Image.all():
+        ...         image.save(f"{folder}/image.tar", format="docker")
+        """
+        self.save_all([self], path, format=format)
+
+    @classmethod
+    def save_all(
+        cls,
+        images: Iterable[Image | str],
+        path: str | os.PathLike[str] | IO[bytes],
+        *,
+        format: Format = "oci",
+        store: Store | None = None,
+    ) -> None:
+        """Write images to one archive: what stands here as text with that name alone, others with all.
+
+        `format`: "oci" is an OCI layout in a tar (``oci-archive:`` of skopeo and podman); "docker" the same
+        with a manifest.json, for ``docker load`` and all others; "oci-dir" a folder that is an OCI layout
+        (``oci:`` of skopeo, umoci), which is made, or added to where it is one already. The layers are as
+        they are in the store. An archive takes the place of what was at `path` as a whole, once it is on
+        disk; a binary file gets it as it comes.
+
+        `store`: None for this user's, where there is text. Raises `NotFound`, and `ImageError` also for what
+        the machine refuses.
+        """
+        if format not in get_args(Format):
+            raise SpecError("format", format, "one of " + ", ".join(get_args(Format)))
+        chosen = list(images)
+        found = [image if isinstance(image, Image) else cls.get(image, store=store) for image in chosen]
+        stores = {image._store.path: image._store for image in found}
+        if len(stores) != 1:
+            raise SpecError("images", sorted(stores), "images of one store, one at least")
+        (source,) = stores.values()
+        names: dict[Digest, tuple[Reference, ...]] = {}
+        descriptors = {image._descriptor.digest: image._descriptor for image in found}
+        for image, given in zip(found, chosen, strict=True):
+            wanted = image._named(given) if isinstance(given, str) else map(Reference.parse, image.references)
+            digest = image._descriptor.digest
+            names[digest] = tuple(dict.fromkeys([*names.get(digest, ()), *wanted]))
+        parts = [Loaded(descriptors[digest], references) for digest, references in names.items()]
+        if not isinstance(path, str | os.PathLike):
+            if format == "oci-dir":
+                raise SpecError("path", path, "the path of a folder")
+            save(source, parts, path, docker=format == "docker")
+        elif format == "oci-dir":
+            copy_images(source, Store(path), parts)
+        else:
+            with replacing(os.fspath(path)) as file:
+                save(source, parts, file, docker=format == "docker")
+
+    def _named(self, text: str) -> list[Reference]:
+        """The name that `text` is of this image; it may be a digest, too."""
+        with contextlib.suppress(InvalidReference):
+            name = Reference.parse(text)
+            return [name] if name.familiar in self.references else []
+        return []
 
     def tag(self, reference: str) -> Image:
         """Give it one more name, which another image may have had; return it with all its names."""
