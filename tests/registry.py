@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from patience import patient
@@ -23,7 +24,13 @@ class Registry:
     """One registry, which may be killed and started again on the same port with the same data."""
 
     def __init__(
-        self, directory: Path, *, tls: bool, tokens: TokenServer | None, options: Mapping[str, object]
+        self,
+        directory: Path,
+        starter: ThreadPoolExecutor,
+        *,
+        tls: bool,
+        tokens: TokenServer | None,
+        options: Mapping[str, object],
     ) -> None:
         self.data = directory / "data"
         """Its files: blobs lie in docker/registry/v2/blobs/sha256/AA/DIGEST/data."""
@@ -36,6 +43,7 @@ class Registry:
         self._options = options
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._starter = starter
 
     @property
     def address(self) -> str:
@@ -54,16 +62,25 @@ class Registry:
         self.log.write_bytes(b"")
         # REGISTRY_AUTH_FILE, say, which is podman's, would be an option of its own.
         environment = {name: text for name, text in os.environ.items() if not name.startswith("REGISTRY_")}
+        # It ends with this process, however that ends; in truth with the thread that has started it.
+        command = [
+            program("setpriv"),
+            "--pdeathsig",
+            "KILL",
+            program("docker-registry"),
+            "serve",
+            str(config),
+        ]
         with self.log.open("ab") as log:
-            # It ends with this process, however that ends.
-            self._process = subprocess.Popen(
-                [program("setpriv"), "--pdeathsig", "KILL", program("docker-registry"), "serve", str(config)],
+            self._process = self._starter.submit(
+                subprocess.Popen,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
                 env=environment,
-            )
+            ).result()
         deadline = time.monotonic() + patient(30)
         while (found := _LISTENS.search(self.log.read_text())) is None:
             assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -141,7 +158,8 @@ def running_registry(
         if users is not None and not tokens:
             lines = [_run("htpasswd", "-inB", "-C4", name, input=word) for name, word in users.items()]
             (directory / "htpasswd").write_text("".join(lines))
-        registry = Registry(directory, tls=tls, tokens=server, options=http)
+        starter = stack.enter_context(ThreadPoolExecutor(1))
+        registry = Registry(directory, starter, tls=tls, tokens=server, options=http)
         stack.callback(registry.kill)
         registry.start()
         yield registry
