@@ -12,10 +12,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ..errors import CgroupError, StateError, UnsupportedError
-from ..spec import Limits
+from ..errors import CgroupError, IsoboxError, StateError, UnsupportedError
+from ..spec import IoLimit, Limits
 from ..usage import Usage
-from .bundle import DIALECTS, Bundle
+from .bundle import DIALECTS, MEASURED, Bundle
 from .convert import huge_page_name, huge_pages
 from .devices import ELSEWHERE, FEATURE, Device, set_rules
 from .dialect import Dialect, OomWatch
@@ -160,6 +160,8 @@ class Group:
         if limits.io != before.io:
             group, dialect = self._need("blkio", "io limit")
             dialect.set_io(group, limits.io, before.io)
+            if self._flat_io:
+                self._set_io_below(limits.io, before.io)
         if limits.hugetlb != before.hugetlb:
             self._set_hugetlb(limits.hugetlb, before.hugetlb)
         self.limits = limits
@@ -173,7 +175,30 @@ class Group:
         with self._lock:
             self._check()
             self._running = True
+            io = self.limits.io
             self.apply(limits)
+            if limits.io and limits.io != io and self._flat_io:
+                self._move_into(self._bundle.at["blkio"])
+
+    @property
+    def _flat_io(self) -> bool:
+        """Whether an io limit holds for one directory, and not for those below it.
+
+        That is so on v1: cgroup-v1/blkio-controller.rst, "Hierarchical Cgroups".
+        """
+        own = self._at("blkio")
+        return own is not None and own.tree.version == 1
+
+    def _set_io_below(self, limits: tuple[IoLimit, ...], before: tuple[IoLimit, ...]) -> None:
+        """Set it for each program that runs already: until they are moved, and if one starts now."""
+        for child in list(self._children):
+            own = child._at("blkio")
+            if own is not None:
+                try:
+                    DIALECTS[1].set_io(own, limits, before)
+                except IsoboxError:
+                    if not child._closed:
+                        raise
 
     def _set_cpuset(self, cpus: frozenset[int] | None) -> None:
         tree = self._groups.tree("cpuset", "cpuset")
@@ -287,6 +312,8 @@ class Group:
             group = Group(self._groups, bundle, self, id=f"{self.id}/{bundle.name}", measured=measure)
             with self._lock:
                 self._children.add(group)
+            if self.limits.io and self._flat_io and "blkio" in bundle.at:  # limited in this moment
+                DIALECTS[1].set_io(bundle.at["blkio"], self.limits.io, ())
             if bundle.unopened:
                 bundle.open()
             bundle.let_start(self._starter)
@@ -317,18 +344,37 @@ class Group:
                 return bundle
         if not measure:
             return self._bundle.below(next(self._count), ("memory", *self._cheap()))
-        try:
-            bundle = self._spare.popleft()
-        except IndexError:
-            bundle = self._bundle.below(next(self._count))
+        counted = self._counted()
+        spare = self._from_spare("blkio" in counted)
+        if spare is None:
             self._ahead = min(self._ahead + 1, _MOST_AHEAD)
             self._groups.execs = True
+        bundle = spare or self._bundle.below(next(self._count), counted)
         if self._children and self.runs_short():
             self._groups.prepare_child(self)  # else when the exec ends, off its way to its start
         return bundle
 
+    def _counted(self) -> tuple[str, ...]:
+        """What the next exec's group counts: not I/O where its limit holds in the container's group alone."""
+        return tuple(name for name in MEASURED if not self._stays(name))
+
+    def _stays(self, controller: str) -> bool:
+        """Whether programs stay in the container's own directory for the sake of a limit there."""
+        return bool(self.limits.io) and self._flat_io and self._at(controller) is self._at("blkio")
+
+    def _from_spare(self, io: bool) -> Bundle | None:
+        """Return a group that was made ahead, and counts the I/O as it is to; None if there is none."""
+        while True:
+            try:
+                bundle = self._spare.popleft()
+            except IndexError:
+                return None
+            if ("blkio" in bundle.at) == (io and "blkio" in self._bundle.at):
+                return bundle
+            bundle.discard()
+
     def _cheap(self) -> tuple[str, ...]:
-        return next(((name,) for name in _CHEAP if self._at(name) is not None), ())
+        return next(((name,) for name in _CHEAP if self._at(name) is not None and not self._stays(name)), ())
 
     def runs_short(self) -> bool:
         """Return whether fewer groups are ready for execs than have been missed."""
@@ -337,7 +383,7 @@ class Group:
     def prepare_child(self, *, opened: bool) -> None:
         """Make groups for the next measured execs, in the background: more where they ran short."""
         while self.runs_short():
-            bundle = self._bundle.below(next(self._count))
+            bundle = self._bundle.below(next(self._count), self._counted())
             try:
                 if opened:
                     bundle.open()

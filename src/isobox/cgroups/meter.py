@@ -115,6 +115,8 @@ class Meter:
             DIALECTS[at.tree.version].read_io(at, reading)
             if "io_read" not in reading.values:
                 explain_io(reading)
+        elif self.parent is not None and "blkio" in self.parent._at:
+            reading.notes.append("not counted: I/O, whose limit holds for all programs together on cgroup v1")
         self._read_throttled(reading)
         if self._swapped is not None and (pages := swapped_pages() - self._swapped) > 0:
             reading.notes.append(f"the host swapped {pages} pages meanwhile: times may be too long")
