@@ -30,6 +30,7 @@ from .process import Process
 from .programs import Programs, check_owner, ended
 from .result import Result
 from .rootfs.changes import Change, changes
+from .rootfs.etc import ETC
 from .rootfs.views import visible_cpus
 from .shared import shared
 from .shells import thaw_at_end
@@ -119,6 +120,25 @@ class Container:
     def spec(self) -> ContainerSpec:
         """Everything that was asked for, checked and converted."""
         return self._spec
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Those of its image, once it has been started, and its own over them."""
+        programs = self._programs
+        return {**(programs.launched.defaults.labels if programs else {}), **self._spec.labels}
+
+    @property
+    def entrypoint(self) -> tuple[str, ...]:
+        """The program that its image is for, once it has been started; `cmd` are its usual arguments.
+
+        Both may be empty. Without an entrypoint, `cmd` begins with a program.
+        """
+        return self._programs.launched.defaults.entrypoint if self._programs else ()
+
+    @property
+    def cmd(self) -> tuple[str, ...]:
+        """What its image runs behind `entrypoint` where nothing else is given, once it has been started."""
+        return self._programs.launched.defaults.cmd if self._programs else ()
 
     @property
     def pid(self) -> int | None:
@@ -414,7 +434,8 @@ class Container:
         launched = self._running("changes").launched
         rootfs = launched.rootfs
         made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
-        return changes(launched.control, rootfs.trees, rootfs.skeleton, made)
+        own = ETC if rootfs.etc is not None else ()
+        return changes(launched.control, rootfs.trees, rootfs.skeleton, made, own=own)
 
     # Looking at it
 
@@ -436,11 +457,12 @@ class Container:
         return explain(self._spec, launched.ops, launched)
 
 
-def run(args: Args, image: Path = "host", **options: Any) -> Result[Any]:
+def run(args: Args | None = None, image: Path = "host", **options: Any) -> Result[Any]:
     """Run one program in a container of its own and clean up: every option of Container and of exec.
 
     `memory` and `pids` are the container's. Options that both have (`env`, `workdir`, `user`) serve
-    the same purpose here.
+    the same purpose here. `args`: None for what the image runs, its entrypoint and cmd; given, they are
+    exactly what runs.
 
     >>> import isobox
     >>> isobox.run(["python3", "-c", "print(6 * 7)"], cpu=0.5, memory="256M", timeout=30, text=True).stdout
@@ -448,9 +470,15 @@ def run(args: Args, image: Path = "host", **options: Any) -> Result[Any]:
     """
     known(options, PROGRAM_NAMES | ContainerOptions.__annotations__.keys())
     own = {name: options.pop(name) for name in list(options) if name in ContainerOptions.__annotations__}
-    ExecSpec.make(args, **{n: v for n, v in options.items() if n not in _NOT_SPEC})
+    checked = ["image's own"] if args is None else args
+    ExecSpec.make(checked, **{n: v for n, v in options.items() if n not in _NOT_SPEC})
     with Container(image, **own) as container:
-        return container.exec(args, **options)
+        program = container.entrypoint + container.cmd if args is None else args
+        if args is None and not program:
+            raise SpecError(
+                "args", args, f'a program, such as ["sh"]: the image {container.image} names none to run'
+            )
+        return container.exec(program, **options)
 
 
 _NOT_SPEC = frozenset({"input", "check", "stdin", "stdout", "stderr"})

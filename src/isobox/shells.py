@@ -80,6 +80,7 @@ class Wanted:
     cpus: frozenset[int] | None
     bounding: int
     mounts: tuple[Placed, ...]
+    files: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def flags(self) -> int:
@@ -199,6 +200,7 @@ def _shape(
         cpus=wanted.cpus,
         bounding=wanted.bounding,
         mounts=wanted.mounts,
+        files=wanted.files,
         covers=covers(own_userns=wanted.own_userns, capabilities=wanted.bounding),
         sysctls=shared.sysctls if wanted.own_userns else (),
     )

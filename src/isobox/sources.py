@@ -16,6 +16,7 @@ from attrs import Factory, frozen
 from . import forks
 from .checks import is_path
 from .interrupts import Undisturbed
+from .rootfs.etc import etc_mode
 from .rootfs.folder import NEEDED, folder_image
 from .rootfs.layers import Layer, Rootfs, Tree
 from .shared import Shared
@@ -30,13 +31,17 @@ class Defaults:
     """What an image says for its programs where the caller says nothing (OCI image-spec, config.md).
 
     `env` stands over the usual variables; `workdir` and `user` are as `Container` takes them;
-    `stop_signal` is what `Container.stop` sends first.
+    `stop_signal` is what `Container.stop` sends first. `make_workdir`: the image doesn't have it.
     """
 
     env: Mapping[str, str] = Factory(dict)
     workdir: str | None = None
     user: str | None = None
     stop_signal: int = signal.SIGTERM
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    labels: Mapping[str, str] = Factory(dict)
+    make_workdir: bool = False
 
 
 @frozen
@@ -90,7 +95,17 @@ def _of_image(image: LocalImage, own_ids: bool) -> Source:
     layers = tuple(Layer(path, idmap=own_ids) for path in image.lowers)
     missing = tuple(needed for needed in NEEDED if not image.has(needed.path))
     run = image.config.config
+    workdir = run.working_dir
     defaults = Defaults(
-        run.environment(), run.working_dir or None, run.user or None, image.stop_signal or signal.SIGTERM
+        run.environment(),
+        workdir or None,
+        run.user or None,
+        image.stop_signal or signal.SIGTERM,
+        run.entrypoint or (),
+        run.cmd or (),
+        run.labels,
+        make_workdir=bool(workdir) and image.directory(workdir) is None,
     )
-    return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing), defaults)
+    found = image.directory("/etc")
+    etc = etc_mode(found, root=os.geteuid() == 0) if found is not None or not image.has("/etc") else None
+    return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing, etc=etc), defaults)

@@ -25,13 +25,14 @@ from .interrupts import Undisturbed
 from .owners import data_dir
 from .plan.ops import Op, describe, encode, filesystem
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
+from .rootfs.etc import NAMED, etc_files, etc_size
 from .rootfs.layers import Rootfs
 from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, landlock, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
-from .sources import Defaults, source
+from .sources import Defaults, Source, source
 from .spec import ContainerSpec, Mount
 
 
@@ -104,10 +105,11 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
     origin = source(spec, shared, stack)
     rootfs = origin.rootfs
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
+    hostname = _hostname(spec, container_id)
     table = Descriptors()
     stack.callback(table.close)
     with Undisturbed():
-        wanted = _wanted(spec, shared, rootfs, mask, stack)
+        wanted = _wanted(spec, shared, rootfs, mask, hostname, stack)
         shell = shells(shared).take(wanted)
         stack.callback(shell.close)
         # From here on the shell prepares its root file system by itself; meanwhile, on this side:
@@ -125,7 +127,7 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
             shell.unmount_at_end()
         table.fds.extend(group.join_fds)
         mounts = _bound(spec, shell, table) if shared.root else []
-        own = _own(spec, shared, rootfs, group.join_fds, group.unified, mounts, container_id)
+        own = _own(spec, shared, origin, group.join_fds, group.unified, mounts, hostname)
         ops = setup_plan(own)
     try:
         reply = shell.control.setup(encode(ops), table.fds)
@@ -155,7 +157,14 @@ def _filters(rules: landlock.Ruleset | None, program: bytes | None) -> tuple[byt
     return ports if program is None else (*ports, program)
 
 
-def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stack: ExitStack) -> Wanted:
+def _hostname(spec: ContainerSpec, container_id: str) -> str:
+    own = spec.hostname or spec.name or container_id
+    return own if spec.namespaces["uts"] == "private" else os.uname().nodename
+
+
+def _wanted(
+    spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, hostname: str, stack: ExitStack
+) -> Wanted:
     """Everything of the container that its shell can prepare."""
     disk = None
     if spec.upper == "disk":
@@ -163,10 +172,15 @@ def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stac
         stack.callback(shared.owner.discard, disk)
     allowed = os.sched_getaffinity(0)
     chosen = visible_cpus(spec.limits, allowed)
-    placed = _placed(spec.mounts)
+    # root mounts descriptors later; what an ordinary user mounts has to be in sight still.
+    placed = () if shared.root else _placed(spec.mounts)
+    files = () if rootfs.etc is None else etc_files(hostname, spec.network)
+    size = _scratch_size(spec) + etc_size(files)
+    if not placed:
+        files = tuple((path, b"" if path in NAMED else content) for path, content in files)
     return Wanted(
         rootfs=rootfs,
-        scratch_size=_scratch_size(spec),
+        scratch_size=size,
         disk=disk,
         devices=spec.devices,
         own_userns=spec.userns == "auto",
@@ -176,22 +190,25 @@ def _wanted(spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, stac
         views=tuple(views(spec.limits, sorted(chosen or allowed)).items()),
         cpus=None if chosen is None else frozenset(chosen),
         bounding=mask,
-        # root mounts descriptors later; what an ordinary user mounts has to be in sight still.
-        mounts=() if shared.root else placed,
+        mounts=placed,
+        files=files,
     )
 
 
 def _own(
     spec: ContainerSpec,
     shared: Shared,
-    rootfs: Rootfs,
+    origin: Source,
     join_fds: Sequence[int],
     unified: bool,
     mounts: Sequence[Placed],
-    container_id: str,
+    hostname: str,
 ) -> Setup:
     """Gather the container's own part."""
-    hostname = spec.hostname or spec.name or container_id
+    rootfs = origin.rootfs
+    # Where its mounts are made already, so are these: the next write might go to a file of the user's.
+    there = rootfs.etc is None or (spec.mounts and not shared.root)
+    files = [] if there else [file for file in etc_files(hostname, spec.network) if file[0] in NAMED]
     return Setup(
         hostname=hostname if spec.namespaces["uts"] == "private" else None,
         join_fds=range(len(join_fds)),
@@ -200,7 +217,16 @@ def _own(
         read_only=_in_sight(rootfs, spec.mounts) if spec.read_only else (),
         scoped=landlock.container_scope(spec.landlock, spec.network, shared.landlock_abi),
         landlock=landlock.ruleset(spec.landlock, shared.landlock_abi),
+        files=files,
+        workdir=_absent(spec, origin.defaults),
     )
+
+
+def _absent(spec: ContainerSpec, defaults: Defaults) -> str | None:
+    """The working directory, where it may have to be made."""
+    if spec.workdir is None:
+        return defaults.workdir if defaults.make_workdir else None
+    return spec.workdir if spec.image != "host" else None
 
 
 def _in_sight(rootfs: Rootfs, mounts: Sequence[Mount]) -> list[str]:
@@ -213,11 +239,12 @@ def _in_sight(rootfs: Rootfs, mounts: Sequence[Mount]) -> list[str]:
 def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
     """Return the ops of a container that is not started."""
     with ExitStack() as stack:
-        rootfs = source(spec, shared, stack).rootfs
+        origin = source(spec, shared, stack)
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
-        wanted = _wanted(spec, shared, rootfs, mask, stack)
+        hostname = _hostname(spec, "0" * 12)
+        wanted = _wanted(spec, shared, origin.rootfs, mask, hostname, stack)
         mounts = _placed(spec.mounts) if shared.root else ()
-        own = _own(spec, shared, rootfs, (), shared.groups.unified, mounts, "0" * 12)
+        own = _own(spec, shared, origin, (), shared.groups.unified, mounts, hostname)
         return [*shell_plan(wanted, shared), *setup_plan(own)]
 
 

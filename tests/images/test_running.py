@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import isobox
-from archives import entry, packed
+from archives import entry, folder, link, packed
 from isobox import Container, Image
 from isobox.images import local
 from leftovers import nothing_left
-from made import archive, base, upper
+from made import archive, base, busybox, upper
 from patience import patient
-from programs import said
+from programs import said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
 
@@ -82,7 +82,156 @@ class TestKeptReady:
     def test_many_layers(self, tmp_path: Path) -> None:
         load(tmp_path, base(), *[packed(entry(f"etc/{number}", b"x")) for number in range(150)])
         with Container("app:1") as box:
-            assert len(said(box, ["ls", "/etc"]).split()) == 152
+            assert len(said(box, ["ls", "/etc"]).split()) == 152 + 3  # those of isobox
+
+
+class TestWhatItRuns:
+    def test_in_python(self, tmp_path: Path) -> None:
+        load(tmp_path, Entrypoint=["echo", "-n"], Cmd=["a", "b"], Labels={"one": "1", "two": "2"})
+        assert isobox.run(image="app:1").stdout == b"a b"
+        assert isobox.run(None, "app:1").stdout == b"a b"
+        assert isobox.run(["echo", "own"], "app:1").stdout == b"own\n"
+        with Container("app:1", labels={"two": "own"}) as box:
+            assert (box.entrypoint, box.cmd) == (("echo", "-n"), ("a", "b"))
+            assert box.labels == {"one": "1", "two": "own"}
+            assert box.exec(["echo", "x"]).stdout == b"x\n"
+
+    def test_nothing_to_run(self, tmp_path: Path) -> None:
+        load(tmp_path)
+        for image in ("app:1", "host"):
+            with pytest.raises(isobox.SpecError, match=f"a program.*image {image} names none"):
+                isobox.run(image=image)
+
+    @pytest.mark.parametrize(
+        ("run", "given", "said"),
+        [
+            ({"Cmd": ["echo", "cmd"]}, ["app:1"], "cmd"),
+            ({"Cmd": ["echo", "cmd"]}, ["app:1", "echo", "own"], "own"),
+            ({"Entrypoint": ["echo", "e"], "Cmd": ["cmd"]}, ["app:1"], "e cmd"),
+            ({"Entrypoint": ["echo", "e"], "Cmd": ["cmd"]}, ["app:1", "own"], "e own"),
+            ({"Entrypoint": ["false"], "Cmd": ["cmd"]}, ["--entrypoint", "echo", "app:1"], ""),
+            ({"Entrypoint": ["false"]}, ["--entrypoint", "echo", "app:1", "own"], "own"),
+            ({"Entrypoint": ["false"]}, ["--entrypoint", "", "app:1", "echo", "own"], "own"),
+        ],
+    )
+    def test_command_line(self, run: dict[str, Any], given: list[str], said: str, tmp_path: Path) -> None:
+        load(tmp_path, **run)
+        assert isobox_command("run", *given) == f"{said}\n"
+
+    def test_command_line_without_any(self, tmp_path: Path) -> None:
+        load(tmp_path)
+        assert "add a command, such as isobox run app:1 sh" in isobox_command("run", "app:1", status=125)
+
+
+class TestWorkingDirectory:
+    def test_is_made(self, tmp_path: Path) -> None:
+        load(tmp_path, WorkingDir="/new/place")
+        with Container("app:1", read_only=True) as box:
+            assert sh(box, "pwd; stat -c %u:%g:%a /new . /data") == "/new/place\n" + "0:0:755\n" * 3
+            assert [change.path for change in box.changes()] == ["/new", "/new/place"]
+        with Container("app:1", workdir="/data/own/../there") as box:
+            assert sh(box, "pwd; ls /data") == "/data/there\nold\nown\nthere\n"
+
+    def test_never_outside(self, tmp_path: Path) -> None:
+        """Links of the image lead nowhere else, whatever they say."""
+        outside = tmp_path / "outside"
+        outside.mkdir(mode=0o777)
+        outside.chmod(0o777)
+        links = packed(
+            link("up", "../../../.." + str(outside)), link("straight", str(outside)), link("loop", "loop")
+        )
+        load(tmp_path, base(), links)
+        for workdir in ("/up/a", "/straight/a", "/loop/a", "/bin/sh/a", "/../../a", "/" + "n" * 300):
+            with Container("app:1", workdir=workdir) as box:
+                if workdir.startswith("/.."):
+                    assert said(box, ["sh", "-c", "pwd"]) == "/a\n"
+                    continue
+                with pytest.raises(isobox.ExecError, match="workdir"):
+                    box.exec(["true"])
+                assert box.exec(["true"], workdir="/").ok
+        assert os.listdir(outside) == []
+
+    def test_not_on_the_host_image(self) -> None:
+        with Container("host", workdir="/no/such") as box, pytest.raises(isobox.ExecError, match="/no/such"):
+            box.exec(["true"])
+
+
+class TestFilesOfEtc:
+    def test_of_an_image(self, tmp_path: Path) -> None:
+        odd = packed(link("etc/resolv.conf", "../run/none"), entry("etc/hosts", b"of the image"))
+        load(tmp_path, base(), odd)
+        kinds: list[Any] = [{}, {"read_only": True}, {"upper": "disk"}, {"hostname": "box", "disk": "64K"}]
+        for options in kinds:
+            with Container("app:1", **options) as box:
+                name = box.spec.hostname or box.id
+                lines = said(box, ["cat", "/etc/hosts"]).splitlines()
+                assert lines[0] == "127.0.0.1\tlocalhost" and lines[-1] == f"127.0.1.1\t{name}"
+                assert said(box, ["cat", "/etc/hostname"]) == f"{name}\n"
+                assert said(box, ["cat", "/etc/resolv.conf"]) == ""
+                assert sh(box, "stat -c %u:%g:%a /etc /etc/hosts; ls /etc") == (
+                    "0:0:755\n0:0:644\ngone\nhostname\nhosts\npasswd\nresolv.conf\n"
+                )
+                assert box.changes() == []
+                if not box.spec.read_only:
+                    sh(box, "echo x > /etc/hosts; echo x > /etc/own; true")
+                    assert box.changes() == [isobox.Change("added", "/etc/own")]
+
+    def test_with_the_hosts_network(self, tmp_path: Path) -> None:
+        load(tmp_path)
+        with Container("app:1", network="host") as box:
+            there = Path("/etc/resolv.conf")
+            assert box.read_bytes("/etc/resolv.conf") == (there.read_bytes() if there.exists() else b"")
+            assert box.read_text("/etc/hosts").endswith(f"127.0.1.1\t{box.id}\n")
+
+    def test_a_users_own(self, tmp_path: Path) -> None:
+        """What is mounted there is the user's, and is not written to."""
+        own = tmp_path / "own"
+        own.mkdir()
+        for name in ("hosts", "hostname"):
+            (own / name).write_text("mine")
+        load(tmp_path, base(), packed(link("way", "etc")))
+        with Container("app:1", mounts=[f"{own}:/etc"]) as box:
+            assert said(box, ["cat", "/etc/hosts"]) == "mine"
+        with Container("app:1", mounts=[f"{own}/hosts:/way/hosts"]) as box:
+            assert said(box, ["cat", "/etc/hosts"]) == "mine"
+            assert said(box, ["cat", "/etc/hostname"]) == f"{box.id}\n"
+        assert [path.read_text() for path in sorted(own.iterdir())] == ["mine", "mine"]
+
+    def test_links_and_files_in_the_way(self, tmp_path: Path) -> None:
+        """Nothing is written where an image's /etc leads to; what is no directory stays what it is."""
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        load(tmp_path, packed(*busy(), link("etc", str(outside))))
+        with Container("app:1") as box:
+            assert said(box, ["/bin/busybox", "readlink", "/etc"]) == f"{outside}\n"
+        load(tmp_path, packed(*busy(), entry("etc", b"file")))
+        with Container("app:1") as box:
+            assert said(box, ["/bin/busybox", "cat", "/etc"]) == "file"
+        load(tmp_path, packed(*busy()))
+        with Container("app:1") as box:
+            assert box.read_text("/etc/hostname") == f"{box.id}\n"
+        assert os.listdir(outside) == []
+
+    def test_of_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "root/bin").mkdir(parents=True)
+        (tmp_path / "root/bin/busybox").write_bytes(busybox())
+        (tmp_path / "root/bin/busybox").chmod(0o755)
+        with Container(tmp_path / "root", hostname="box") as box:
+            assert said(box, ["/bin/busybox", "cat", "/etc/hostname"]) == "box\n"
+            assert box.changes() == []
+
+
+def busy() -> list[Any]:
+    """Of a layer: a program."""
+    return [folder("bin"), entry("bin/busybox", busybox(), mode=0o755)]
+
+
+def isobox_command(*args: str, status: int = 0) -> str:
+    """What a command writes to stdout; to stderr where it is to fail."""
+    command = [sys.executable, "-m", "isobox.cli", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60))
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return done.stdout if status == 0 else done.stderr
 
 
 def rootfs(box: Container) -> object:

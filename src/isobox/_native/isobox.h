@@ -83,7 +83,7 @@ enum isobox_op_code {
                                       0 = host path; it stays in hand */
     ISOBOX_OP_ROOT = 17,           /* str0: host path of the new root */
     ISOBOX_OP_BASE = 18,           /* str0: host path that file requests may start from */
-    ISOBOX_OP_MKDIR = 19,          /* str0: path; arg0: mode, arg1: 1 = below the new root, arg2: 1 = may exist */
+    ISOBOX_OP_MKDIR = 19,          /* str0: path; arg0: mode, arg1: 1 = below the new root, arg2: 1 = may exist, 2 = if possible */
     ISOBOX_OP_FILE = 20,           /* str0: path, str1: content; arg0: mode, arg1: as MKDIR's, arg2: 1 = leave one that exists */
     ISOBOX_OP_SYMLINK = 21,        /* str0: path, str1: target; arg1: as MKDIR's */
     ISOBOX_OP_PIVOT = 22,          /* the new root becomes "/", the host's tree is gone */

@@ -343,12 +343,12 @@ static long op_mkdir(struct isobox_run *run, struct decoded *op)
 {
     const char *name;
     long place, failed = creation_place(run, op, &place, &name);
-    if (failed)
-        return failed;
-    failed = SYS3(__NR_mkdirat, place, name, op->head.arg[0]);
-    if (failed == -EEXIST_ && op->head.arg[2])
+    if (!failed) {
+        failed = SYS3(__NR_mkdirat, place, name, op->head.arg[0]);
+        leave_place(place);
+    }
+    if (op->head.arg[2] == 2 || (failed == -EEXIST_ && op->head.arg[2]))
         failed = 0;
-    leave_place(place);
     return failed;
 }
 

@@ -18,6 +18,7 @@ _RUN = "Run"
 _run_options = together(
     option("-i", "--interactive", is_flag=True, section=_RUN, help="Connect standard input."),
     option("-t", "--tty", is_flag=True, section=_RUN, help="Give it a terminal, connected to this one."),
+    option("--entrypoint", metavar="PROGRAM", section=_RUN, help="Run this, not what the image says."),
     option("--timeout", metavar="SECONDS", section=_RUN, help="Wall time, such as 30 or 250ms."),
     option("--cpu-time", metavar="SECONDS", section=_RUN, help="CPU time, user and system."),
     option("--output-limit", metavar="SIZE", section=_RUN, help="With --json: most output. Default: 16M."),
@@ -40,7 +41,8 @@ _run_options = together(
 def command(image: str, command: tuple[str, ...], **given: Any) -> int:
     """Run COMMAND in a new container on IMAGE: "host" (this machine's system), an image, a folder or a tar.
 
-    Options of isobox come before IMAGE; what follows COMMAND is the command's own. The exit status
+    Without COMMAND it runs what the image says. An image with an entrypoint runs that, and COMMAND are its
+    arguments. Options of isobox come before IMAGE; what follows COMMAND is the command's own. The exit status
     is the program's; 125: isobox's own error; 126: not executable; 127: not found; 124: time-out;
     137: killed or out of memory; 128+N: ended by signal N.
 
@@ -49,8 +51,6 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
       isobox run -it --memory 256M --cpus 0.5 host bash
       isobox run --timeout 5 --usage -v ./data:/data:ro host sort /data/names
     """
-    if not command:
-        raise click.UsageError(f"there is nothing to run: add a command, such as isobox run {image} sh")
     arguments = container_arguments(given)
     limits = {
         name: given[name] for name in ("timeout", "cpu_time", "output_limit") if given[name] is not None
@@ -60,6 +60,7 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
         arguments.setdefault("env", {}).setdefault("TERM", os.environ.get("TERM") or "xterm")
     try:
         with signals.ending(), Container(image, **arguments) as container:
+            command = _command(container, command, given["entrypoint"])
             if given["tty"]:
                 result = _in_terminal(container, command, limits, given["interactive"])
             else:
@@ -72,6 +73,18 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
         return status.of_error(error)
     _report(result, {**limits, "memory": given["memory"]}, about, given)
     return status.of_result(result)
+
+
+def _command(container: Container, command: tuple[str, ...], entrypoint: str | None) -> tuple[str, ...]:
+    """As Docker does it: an entrypoint of the caller's takes the image's command away too."""
+    if entrypoint is not None:
+        whole = (entrypoint, *command) if entrypoint else command
+    else:
+        whole = container.entrypoint + (command or container.cmd)
+    if not whole:
+        image = container.image
+        raise click.UsageError(f"there is nothing to run: add a command, such as isobox run {image} sh")
+    return whole
 
 
 def _needs_terminal(as_json: bool) -> None:

@@ -21,6 +21,7 @@ from isobox.owners import data_dir
 from .choose import Chosen, choose
 from .digest import Digest
 from .kept import Kept, stamp
+from .lowers import Lowers
 from .media import layer_compression
 from .model import ImageConfig, chain_ids
 from .platform import Platform
@@ -30,6 +31,8 @@ from .unpacked import Held, Layers
 __all__ = ["LocalImage", "expire", "forget", "open_image", "own_layers", "parse_signal", "prune_layers"]
 
 _LONGEST_SIGNAL: Final = 20
+_LONGEST_PATH: Final = 4095
+_DEEPEST: Final = 64
 _kept: Final = Kept["LocalImage"]()
 os.register_at_fork(after_in_child=_kept.forget)
 
@@ -72,6 +75,16 @@ class LocalImage:
                 continue
             return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)  # a whiteout
         return False
+
+    def directory(self, path: str) -> os.stat_result | None:
+        """The directory at `path`, as the image's layers show it; None where none is without a link."""
+        place = tuple(os.fsencode(name) for name in path.split("/") if name not in ("", "."))
+        if b".." in place or len(place) > _DEEPEST or len(path) > _LONGEST_PATH:
+            return None
+        try:
+            return Lowers(self.lowers, ()).find(place)
+        except OSError:  # a name that is too long, say
+            return None
 
     def shared(self) -> LocalImage:
         """The same for one more user."""

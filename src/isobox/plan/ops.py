@@ -36,6 +36,7 @@ ATTR_NOEXEC: Final = 0x8
 HOST_PATH: Final = 0
 BELOW_ROOT: Final = 1
 NO_LINKS: Final = 2  # below the root, where no link leads elsewhere
+IF_POSSIBLE: Final = 2  # of MKDIR: whatever fails is left
 
 
 @frozen(slots=False)

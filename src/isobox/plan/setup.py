@@ -27,6 +27,7 @@ from .ops import (
     ATTR_RDONLY,
     BELOW_ROOT,
     HOST_PATH,
+    IF_POSSIBLE,
     NO_LINKS,
     OPEN_TREE_CLONE,
     Op,
@@ -63,6 +64,7 @@ MOST_TERMINALS: Final = 256
 """Of one container. The kernel's bound (kernel.pty.max, 4096) is for all of the machine together."""
 
 _FEWEST_INODES: Final = 1024
+_DEEPEST: Final = 64  # directories in each other that are made for a working directory
 
 
 @frozen
@@ -103,6 +105,7 @@ class Shape:
     mounts: Sequence[Placed]
     covers: Covers
     sysctls: Sequence[tuple[str, bytes]]
+    files: Sequence[tuple[str, bytes]] = ()
 
 
 @frozen
@@ -110,6 +113,7 @@ class Setup:
     """What the second part is made from: the container's own. The sources of `mounts` are descriptors.
 
     `scoped`: LANDLOCK_SCOPE_* for init and all that it starts; `landlock`: what its programs take on.
+    `files`: contents of those that the first part made; `workdir`: a directory to make where it is missing.
     """
 
     hostname: str | None
@@ -119,6 +123,8 @@ class Setup:
     read_only: Sequence[str]
     scoped: int = 0
     landlock: Ruleset | None = None
+    files: Sequence[tuple[str, bytes]] = ()
+    workdir: str | None = None
 
 
 @define
@@ -207,14 +213,27 @@ def setup_plan(setup: Setup) -> list[Op]:
         stage.add("UNSHARE", setup.late_namespaces, note="cgroup and time namespaces")
     if setup.hostname is not None:
         stage.add("HOSTNAME", strings=(setup.hostname,))
-    if setup.mounts or setup.read_only:
+    if setup.mounts or setup.read_only or setup.files or setup.workdir:
         stage.add("ROOT", strings=("/",))
+    for path, content in setup.files:  # before the mounts: a user's own may cover them
+        stage.add("FILE", 0o644, BELOW_ROOT, strings=(path, content), note="the container's name")
     _mounts(stage, setup.mounts)
+    if setup.workdir is not None:
+        _workdir(stage, setup.workdir)
     for target in setup.read_only:
         stage.add("OPEN_TREE", 0, BELOW_ROOT, strings=(target,))
         stage.add("SETATTR", ATTR_RDONLY, 0, note="read-only")
     _landlock(stage, setup.scoped, setup.landlock)
     return stage.ops
+
+
+def _workdir(stage: _Stage, path: str) -> None:
+    """Make it and what leads to it. What can't be made is told to who goes there."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for depth, last in enumerate(parts[:_DEEPEST], 1):
+        if last != "..":
+            made = "/" + "/".join(parts[:depth])
+            stage.add("MKDIR", 0o755, BELOW_ROOT, IF_POSSIBLE, strings=(made,), note="working directory")
 
 
 def _landlock(stage: _Stage, scoped: int, rules: Ruleset | None) -> None:
@@ -299,6 +318,11 @@ def _trees(stage: _Stage, setup: Shape) -> None:
             later.append(directory)
         else:
             stage.mkdir(f"{uppers}/upper/{place[0]}/{place[1]}", directory.mode)
+    if setup.rootfs.etc is not None and setup.files:
+        # In the upper directory itself: no mount, and nothing of the image in the way.
+        stage.mkdir(f"{uppers}/upper/0/etc", setup.rootfs.etc)
+        for path, content in setup.files:
+            stage.add("FILE", 0o644, HOST_PATH, strings=(f"{uppers}/upper/0{path}", content))
     made_later = {id(directory) for directory in later}
     numbers = {id(tree): number for number, tree in enumerate(trees)}
     for step in setup.rootfs.steps():

@@ -45,6 +45,7 @@ def changes(
     skeleton: Iterable[Directory],
     mount_points: Iterable[str] = (),
     *,
+    own: Iterable[str] = (),
     most: int = 1_000_000,
 ) -> list[Change]:
     """List what was added, modified and deleted, sorted by path.
@@ -53,7 +54,8 @@ def changes(
     one; not because something in it changed. What isobox itself made there (`skeleton`, the mount
     points of `trees`, `mount_points`, which also has links and files that it made, and the
     directories that lead to all these) is left out, what programs put into it is not. A file counts
-    as modified as soon as it was opened for writing, since the kernel then copies it. Below 128
+    as modified as soon as it was opened for writing, since the kernel then copies it. `own` are files that
+    are never listed, whatever becomes of them. Below 128
     directories in each other, only the topmost is listed.
 
     The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
@@ -61,6 +63,8 @@ def changes(
     """
     made = {components(directory.path) for directory in skeleton}
     made.update(components(path) for path in mount_points)
+    never = {components(path) for path in own}
+    made |= never
     made.update(components(tree.target) for tree in trees)
     leading = {path[:length] for path in made for length in range(len(path) + 1)}
     found: list[Change] = []
@@ -68,7 +72,7 @@ def changes(
         if tree.kind != "overlay":
             continue
         try:
-            for change in _Walk(inside, number + 1, tree, made, leading).run():
+            for change in _Walk(inside, number + 1, tree, made, leading, never).run():
                 found.append(change)
                 if len(found) > most:
                     raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
@@ -102,7 +106,10 @@ class _Walk:
         tree: Tree,
         made: set[tuple[str, ...]],
         leading: set[tuple[str, ...]],
+        never: set[tuple[str, ...]],
     ) -> None:
+        self._never = never
+        self._holding = {path[:-1] for path in never}  # like the directories below, when they were made
         self._inside = inside
         self._base = base
         self._layers = tree.layers
@@ -135,12 +142,14 @@ class _Walk:
         if fresh:
             gone = {name for lower in lowers for name in os.listdir(lower.fd)} - set(names)
             for name in gone:
-                if (*place, name) not in self._hidden:
+                if (*place, name) not in self._hidden and (*self._target, *place, name) not in self._never:
                     yield self._change((*place, name), "deleted")
 
     def _entry(
         self, place: tuple[str, ...], name: str, upper: int, lowers: Sequence[_Lower], *, fresh: bool
     ) -> Iterator[Change]:
+        if (*self._target, *place) in self._never:
+            return
         try:
             status = self._stat(place, name, upper)
         except OSError as error:
@@ -170,11 +179,14 @@ class _Walk:
         try:
             merged = bool(below) and stat.S_ISDIR(below[0][1].st_mode)
             replaced = fresh or not merged or _is_opaque(fd)
-            if (*self._target, *place) not in self._leading:
+            whole = (*self._target, *place)
+            if whole not in self._leading:
                 if not below:
                     yield self._change(place, "added")
                 elif replaced or _differ(status, below[0]):
                     yield self._change(place, "modified")
+            elif whole in self._holding and below and (replaced or _modes_differ(status, below[0][1])):
+                yield self._change(place, "modified")
             for lower, lower_status in below:
                 if not stat.S_ISDIR(lower_status.st_mode):
                     break  # hides the layers under it
@@ -238,10 +250,14 @@ def _stats(name: str, lowers: Sequence[_Lower]) -> list[tuple[_Lower, os.stat_re
 def _differ(upper: os.stat_result, below: tuple[_Lower, os.stat_result]) -> bool:
     lower, status = below
     return (
-        stat.S_IMODE(upper.st_mode) != stat.S_IMODE(status.st_mode)
+        _modes_differ(upper, status)
         or upper.st_uid != status.st_uid + lower.shift
         or upper.st_gid != status.st_gid + lower.shift
     )
+
+
+def _modes_differ(one: os.stat_result, other: os.stat_result) -> bool:
+    return stat.S_IMODE(one.st_mode) != stat.S_IMODE(other.st_mode)
 
 
 def _is_opaque(fd: int) -> bool:

@@ -7,6 +7,7 @@ import stat
 
 from isobox.errors import NotFound, SpecError
 
+from .etc import etc_mode
 from .layers import Directory, Layer, Rootfs, Tree
 
 __all__ = ["folder_image"]
@@ -41,4 +42,12 @@ def folder_image(path: str | os.PathLike[str], *, root: bool) -> Rootfs:
     real = os.path.realpath(name)
     missing = tuple(d for d in NEEDED if not os.path.lexists(real + d.path))
     tree = Tree("/", (Layer(real, idmap=root),), mode=stat.S_IMODE(status.st_mode) & 0o1777)
-    return Rootfs((tree,), missing)
+    return Rootfs((tree,), missing, etc=_etc(f"{real}/etc", root))
+
+
+def _etc(path: str, root: bool) -> int | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return etc_mode(None, root=root)
+    return etc_mode(found, root=root) if stat.S_ISDIR(found.st_mode) else None

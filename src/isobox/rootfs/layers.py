@@ -93,11 +93,14 @@ class Rootfs:
 
     The mount point of every other tree is in `skeleton` or in the tree that it lies in; for a
     tree with `is_file` it may be missing, then it is made as an empty file.
+    `etc`: the mode of the /etc of the container's own in which its hosts, hostname and resolv.conf lie over
+    those of the tree at "/" (see etc.py); None: there are none.
     """
 
     trees: tuple[Tree, ...] = field()
     skeleton: tuple[Directory, ...] = ()
     links: tuple[Link, ...] = ()
+    etc: int | None = None
 
     @trees.validator
     def _root_comes_first(self, _attribute: object, trees: tuple[Tree, ...]) -> None:
