@@ -345,7 +345,8 @@ def test_command_line(tmp_path: Path) -> None:
     name, short, _size, unit, created = line.split()
     assert (name, unit, created) == ("app:1", "MiB", "2026-01-02") and Image.get("app:1").id[7:19] == short
     assert isobox_command("run", "app:1", "sh", "-c", "echo $A") == "of the image\n"
-    assert isobox_command("rmi", "app:1") == ""
-    assert "isobox load" in isobox_command("rmi", "app:1", status=125)
+    assert isobox_command("rmi", "app:1").splitlines()[0] == "Untagged: app:1"
+    error = isobox_command("rmi", "app:1", status=125)
+    assert "isobox load" in error and "IMAGE is" not in error
     assert "IMAGE is" in isobox_command("run", "app:1", "true", status=125)
     assert "IMAGE is" not in isobox_command("load", "/no/such.tar", status=125)

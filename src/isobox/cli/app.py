@@ -12,7 +12,19 @@ import click
 from isobox.cli import ISOBOX_ERROR
 from isobox.errors import IsoboxError, NotFound, SpecError
 
-COMMANDS = ("doctor", "explain", "images", "load", "rmi", "run")
+COMMANDS = (
+    "doctor",
+    "explain",
+    "history",
+    "images",
+    "inspect",
+    "load",
+    "prune",
+    "rmi",
+    "run",
+    "save",
+    "tag",
+)
 
 _IMAGES = (
     'IMAGE is "host" (this machine\'s system), a name that isobox images lists, '

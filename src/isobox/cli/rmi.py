@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import click
 
-from isobox import Image
+from isobox import Store
+from isobox.cli.stored import of_the_store
 
 
 @click.command("rmi", short_help="Remove images from the store.")
+@click.option(
+    "-f", "--force", is_flag=True, help="Remove an image that is named by its id with all its names."
+)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-def command(images: tuple[str, ...]) -> int:
-    """Remove images with all of their names, and what no other image and no container needs of them.
+def command(force: bool, images: tuple[str, ...]) -> int:
+    """Take names away; an image goes with its last one, and what no other image and no container needs.
 
-    IMAGE is a name, a digest or the beginning of its digits.
+    IMAGE is a name, a digest or id, or the beginning of its digits.
     """
-    for image in [Image.get(name) for name in images]:
-        image.remove()
+    store = Store.default()
+    with of_the_store():
+        for name in images:
+            store.resolve(name)  # one that is none, and nothing is removed
+        for name in images:
+            gone = store.discard(name, force=force)
+            for one in gone.names:
+                click.echo(f"Untagged: {one}")
+            if gone.image is not None:
+                click.echo(f"Deleted: {gone.image}")
     return 0

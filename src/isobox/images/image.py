@@ -16,9 +16,9 @@ from .choose import Chosen, choose
 from .descriptor import Descriptor
 from .digest import Digest
 from .layout_folder import copy_images, load_folder
-from .local import forget, own_layers
-from .model import ImageConfig, chain_ids
-from .outfile import replacing
+from .local import unused
+from .model import ImageConfig
+from .outfile import replacing, writing
 from .reference import Reference
 from .save import save
 from .store import Store
@@ -144,9 +144,7 @@ class Image:
     @property
     def in_use(self) -> bool:
         """Whether a container of this user runs it now; another process keeps it for some seconds longer."""
-        forget()
-        chain = chain_ids(self._chosen.config.diff_ids)
-        return bool(chain) and own_layers().in_use(chain[-1])
+        return self._descriptor.digest not in unused(self._store)
 
     def save(self, path: str | os.PathLike[str] | IO[bytes], *, format: Format = "oci") -> None:
         """Write it to an archive, with all of its names; see `save_all`.
@@ -196,7 +194,8 @@ class Image:
         if not isinstance(path, str | os.PathLike):
             if format == "oci-dir":
                 raise SpecError("path", path, "the path of a folder")
-            save(source, parts, path, docker=format == "docker")
+            with writing("the archive"):
+                save(source, parts, path, docker=format == "docker")
         elif format == "oci-dir":
             copy_images(source, Store(path), parts)
         else:

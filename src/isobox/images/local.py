@@ -27,8 +27,18 @@ from .model import ImageConfig, chain_ids
 from .platform import Platform
 from .store import Store
 from .unpacked import Held, Layers
+from .walk import configs
 
-__all__ = ["LocalImage", "expire", "forget", "open_image", "own_layers", "parse_signal", "prune_layers"]
+__all__ = [
+    "LocalImage",
+    "expire",
+    "forget",
+    "open_image",
+    "own_layers",
+    "parse_signal",
+    "prune_layers",
+    "unused",
+]
 
 _LONGEST_SIGNAL: Final = 20
 _LONGEST_PATH: Final = 4095
@@ -144,6 +154,26 @@ def prune_layers(store: Store) -> tuple[Digest, ...]:
         with contextlib.suppress(IsoboxError):
             removed += Layers(path, id_map=own.id_map).prune(kept)
     return tuple(dict.fromkeys(removed))
+
+
+def unused(store: Store) -> set[Digest]:
+    """The images of `store` that no container of this user runs, for whichever platforms they are."""
+    forget()
+    found: set[Digest] = set()
+    with own_layers() as layers:
+        for descriptor in store.entries():
+            ids = configs(store, descriptor)
+            if ids and not any(_runs(store, layers, config) for config in ids):
+                found.add(descriptor.digest)
+    return found
+
+
+def _runs(store: Store, layers: Layers, config: Digest) -> bool:
+    try:
+        chain = chain_ids(ImageConfig.parse(store.read(config)).diff_ids)
+    except ImageError:  # not there, or damaged
+        return False
+    return bool(chain) and layers.in_use(chain[-1])
 
 
 def open_image(name: str, *, platform: Platform | None = None) -> LocalImage:

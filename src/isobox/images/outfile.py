@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from isobox.errors import ImageError, IsoboxError
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "writing"]
 
 _NO_TMPFILE: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)  # this file system, this kernel
 _REMEDIES: Final = {
@@ -34,7 +34,7 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     file system has O_TMPFILE (open(2)). Links are followed; what is no regular file, /dev/stdout or a pipe
     say, is written to as it is. ImageError says what the machine refuses.
     """
-    with _as_image_error(path):
+    with writing(path):
         place = os.path.realpath(path)
         try:
             before = os.stat(place)
@@ -84,7 +84,8 @@ def _unnamed(folder: int, name: str) -> tuple[int, bool]:
 
 
 @contextlib.contextmanager
-def _as_image_error(path: str) -> Iterator[None]:
+def writing(path: str) -> Iterator[None]:
+    """Turn what the machine refuses into an ImageError that says what helps."""
     try:
         yield
     except (BrokenPipeError, IsoboxError):
@@ -92,6 +93,5 @@ def _as_image_error(path: str) -> Iterator[None]:
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0)
         raise ImageError(
-            f"can't write {path}: {error.strerror}. What was there before is as it was"
-            + (f". {remedy}" if remedy else "")
+            f"can't write {path}: {error.strerror}" + (f". {remedy}" if remedy else "")
         ) from error

@@ -37,7 +37,7 @@ from .walk import configs, find, is_image, missing, reachable
 if TYPE_CHECKING:
     from .image import Image
 
-__all__ = ["ImageSize", "Pruned", "Sizes", "Store"]
+__all__ = ["Discarded", "ImageSize", "Pruned", "Sizes", "Store"]
 
 _ID: Final = re.compile("(?:sha256:|sha512:)?([0-9a-f]{4,128})")
 _PLACE: Final = "images"  # in the data folder
@@ -56,6 +56,14 @@ class Pruned:
     size: int
     images: tuple[Digest, ...] = ()
     layers: tuple[Digest, ...] = ()
+
+
+@frozen
+class Discarded:
+    """What `Store.discard` took away: names, and the image's digest; None where it has other names."""
+
+    names: tuple[str, ...]
+    image: Digest | None
 
 
 @frozen
@@ -305,24 +313,30 @@ class Store(Blobs):
 
     # What there is
 
-    def prune(self, *, unnamed: bool = True) -> Pruned:
+    def prune(self, *, unnamed: bool = True, unused: bool = False) -> Pruned:
         """Remove the images without a name, and the blobs that no image and no living process needs.
 
         What killed processes have left half-written goes too, and in the user's own store the unpacked
         layers of images that are gone, but for those that a container uses. `unnamed`: False keeps the
-        images without a name. What is no image, an artifact of another tool say, stays.
+        images without a name. `unused`: images with names go too where no container of this user runs
+        them. What is no image, an artifact of another tool say, stays.
 
         An index or manifest that is damaged is an ImageError, and nothing is removed: its image's
         layers could not be told from others.
         """
         if not os.path.isdir(self.path):
             return Pruned((), 0)
+        free = self._unused() if unused else set()
         removed: list[Digest] = []
         with self._changing() as index, self._layout.doing("prune"):
             kept, size = collect(self._layout)
             needed = reachable(self, index.manifests, strict=True)
-            gone = [entry for entry in index.manifests if is_unnamed(entry) and is_image(self, entry)]
-            if unnamed and gone:
+            gone = [
+                entry
+                for entry in index.manifests
+                if entry.digest in free or (unnamed and is_unnamed(entry) and is_image(self, entry))
+            ]
+            if gone:
                 index = index.with_entries(entry for entry in index.manifests if entry not in gone)
                 self._write(index)
                 needed = reachable(self, index.manifests, strict=True)
@@ -336,8 +350,41 @@ class Store(Blobs):
                         os.unlink(digest.hex, dir_fd=directory)
                     removed.append(digest)
                     size += length
-        images = tuple(entry.digest for entry in gone) if unnamed else ()
+        images = tuple(dict.fromkeys(entry.digest for entry in gone))
         return Pruned(tuple(sorted(removed)), size, images, self._prune_layers())
+
+    def discard(self, name: str, *, force: bool = False) -> Discarded:
+        """Take a name away, and its image with the last one, as people expect of ``rmi``.
+
+        A digest or an id means the image itself: where that has several names, ImageError lists them, unless
+        `force`. Images for other machines go as well. Then blobs and layers that nothing needs are
+        removed, as by `prune`; images without a name stay. Raises `NotFound`.
+        """
+        digest = self.resolve(name).digest
+        found = [names for image, names in self.entries().items() if image.digest == digest]
+        if not found:
+            raise ImageError(
+                f"{shown(name)} is a part of an image for several platforms. Remove that, by its name"
+            )
+        (names,) = found
+        one = None
+        with contextlib.suppress(InvalidReference):
+            one = Reference.parse(name)
+        if one in names and len(names) > 1:
+            self.untag(one)
+            gone = Discarded((one.familiar,), None)
+        elif one not in names and len(names) > 1 and not force:
+            listed = ", ".join([other.familiar for other in names[:_SHOWN]])
+            raise ImageError(f"{shown(name)} has several names: {listed}. Remove these, or use force")
+        else:
+            gone = Discarded(tuple(other.familiar for other in self.remove(digest)), digest)
+        self.prune(unnamed=False)
+        return gone
+
+    def _unused(self) -> set[Digest]:
+        from .local import unused  # which knows stores
+
+        return unused(self)
 
     def _prune_layers(self) -> tuple[Digest, ...]:
         if self.path != os.path.abspath(f"{data_dir()}/{_PLACE}"):
