@@ -19,6 +19,8 @@ COMMANDS = (
     "images",
     "inspect",
     "load",
+    "login",
+    "logout",
     "prune",
     "rmi",
     "run",
@@ -59,6 +61,7 @@ _OPTIONS_OF_FIELDS = {
     "timeout": "--timeout",
     "cpu_time": "--cpu-time",
     "output_limit": "--output-limit",
+    "username": "--username",
 }
 
 

@@ -81,7 +81,8 @@ class Client:
         `path`: below the registry, such as ``/v2/library/debian/manifests/12``, or a whole URL that the
         registry gave (a Location header, made whole by ``urljoin(response.url, location)``); credentials go
         to the registry's own host alone. `repository` with `actions` ("pull" or "pull,push") is what a token
-        is asked for; `also` names further repositories that are read (those that a blob is mounted from).
+        is asked for, "" for none of them; `also` names further repositories that are read (those that a blob
+        is mounted from).
 
         `body`: bytes, or a callable that opens what is sent, for each time that it is sent (after a 401 or a
         redirect once more); give Content-Length in `headers` for the latter, else it is sent in chunks.
@@ -91,7 +92,8 @@ class Client:
         own words. `retry` (None: for GET and HEAD): ask again, with pauses, where the connection was cut,
         or the registry had no time (429, 5xx). A cut while the body is read is for the caller to mend.
         """
-        scopes = tuple(dict.fromkeys([f"repository:{repository}:{actions}", *_reading(also)]))
+        own = [f"repository:{repository}:{actions}"] if repository else []
+        scopes = tuple(dict.fromkeys([*own, *_reading(also)]))
         what = f"registry {self.registry}: {method} {_shown_path(path)}"
         again = method in ("GET", "HEAD") if retry is None else retry
         tries = 0
