@@ -434,7 +434,7 @@ class Container:
         launched = self._running("changes").launched
         rootfs = launched.rootfs
         made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
-        own = ETC if rootfs.etc is not None else ()
+        own = [*(ETC if rootfs.etc is not None else ()), *launched.volumes]
         return changes(launched.control, rootfs.trees, rootfs.skeleton, made, own=own)
 
     # Looking at it

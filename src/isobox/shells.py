@@ -81,6 +81,7 @@ class Wanted:
     bounding: int
     mounts: tuple[Placed, ...]
     files: tuple[tuple[str, bytes], ...] = ()
+    volumes: tuple[str, ...] = ()
 
     @property
     def flags(self) -> int:
@@ -201,6 +202,7 @@ def _shape(
         bounding=wanted.bounding,
         mounts=wanted.mounts,
         files=wanted.files,
+        volumes=wanted.volumes,
         covers=covers(own_userns=wanted.own_userns, capabilities=wanted.bounding),
         sysctls=shared.sysctls if wanted.own_userns else (),
     )

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, frozen
 
 from . import forks
-from .checks import is_path
+from .checks import is_path, target
+from .errors import ImageError, SpecError, shown
 from .interrupts import Undisturbed
 from .rootfs.etc import etc_mode
 from .rootfs.folder import NEEDED, folder_image
@@ -25,6 +26,9 @@ from .spec import ContainerSpec
 if TYPE_CHECKING:
     from .images.local import LocalImage
 
+_MOST_VOLUMES: Final = 64
+_DEEPEST_VOLUME: Final = 32
+
 
 @frozen
 class Defaults:
@@ -32,6 +36,7 @@ class Defaults:
 
     `env` stands over the usual variables; `workdir` and `user` are as `Container` takes them;
     `stop_signal` is what `Container.stop` sends first. `make_workdir`: the image doesn't have it.
+    `volumes` are the directories that each container has a place of its own for.
     """
 
     env: Mapping[str, str] = Factory(dict)
@@ -42,6 +47,7 @@ class Defaults:
     cmd: tuple[str, ...] = ()
     labels: Mapping[str, str] = Factory(dict)
     make_workdir: bool = False
+    volumes: tuple[str, ...] = ()
 
 
 @frozen
@@ -105,7 +111,23 @@ def _of_image(image: LocalImage, own_ids: bool) -> Source:
         run.cmd or (),
         run.labels,
         make_workdir=bool(workdir) and image.directory(workdir) is None,
+        volumes=_volumes(run.volumes),
     )
     found = image.directory("/etc")
     etc = etc_mode(found, root=os.geteuid() == 0) if found is not None or not image.has("/etc") else None
     return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing, etc=etc), defaults)
+
+
+def _volumes(paths: Sequence[str]) -> tuple[str, ...]:
+    """Check those that an image asks for."""
+    if len(paths) > _MOST_VOLUMES:
+        raise ImageError(f"Volumes: expected at most {_MOST_VOLUMES}, got {len(paths)}")
+    found = []
+    for path in paths:
+        try:
+            found.append(target(path))
+        except SpecError:
+            raise ImageError(f"Volumes: {shown(path)}: expected an absolute path below /") from None
+        if found[-1].count("/") > _DEEPEST_VOLUME:
+            raise ImageError(f"Volumes: {shown(path)}: more than {_DEEPEST_VOLUME} directories in each other")
+    return tuple(dict.fromkeys(found))

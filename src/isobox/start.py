@@ -50,6 +50,8 @@ class Launched:
     rlimits: dict[int, tuple[int, int]]
     rootfs: Rootfs
     defaults: Defaults
+    volumes: tuple[str, ...]
+    """Where directories of its own are mounted, which are no part of its root file system."""
 
     @property
     def control(self) -> Control:
@@ -109,7 +111,7 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
     table = Descriptors()
     stack.callback(table.close)
     with Undisturbed():
-        wanted = _wanted(spec, shared, rootfs, mask, hostname, stack)
+        wanted = _wanted(spec, shared, origin, mask, hostname, stack)
         shell = shells(shared).take(wanted)
         stack.callback(shell.close)
         # From here on the shell prepares its root file system by itself; meanwhile, on this side:
@@ -148,6 +150,7 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
         rlimits,
         rootfs,
         origin.defaults,
+        wanted.volumes,
     )
 
 
@@ -163,7 +166,7 @@ def _hostname(spec: ContainerSpec, container_id: str) -> str:
 
 
 def _wanted(
-    spec: ContainerSpec, shared: Shared, rootfs: Rootfs, mask: int, hostname: str, stack: ExitStack
+    spec: ContainerSpec, shared: Shared, origin: Source, mask: int, hostname: str, stack: ExitStack
 ) -> Wanted:
     """Everything of the container that its shell can prepare."""
     disk = None
@@ -174,6 +177,8 @@ def _wanted(
     chosen = visible_cpus(spec.limits, allowed)
     # root mounts descriptors later; what an ordinary user mounts has to be in sight still.
     placed = () if shared.root else _placed(spec.mounts)
+    rootfs = origin.rootfs
+    taken = {mount.target for mount in spec.mounts}
     files = () if rootfs.etc is None else etc_files(hostname, spec.network)
     size = _scratch_size(spec) + etc_size(files)
     if not placed:
@@ -192,6 +197,7 @@ def _wanted(
         bounding=mask,
         mounts=placed,
         files=files,
+        volumes=tuple(path for path in origin.defaults.volumes if path not in taken),
     )
 
 
@@ -242,7 +248,7 @@ def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
         origin = source(spec, shared, stack)
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
         hostname = _hostname(spec, "0" * 12)
-        wanted = _wanted(spec, shared, origin.rootfs, mask, hostname, stack)
+        wanted = _wanted(spec, shared, origin, mask, hostname, stack)
         mounts = _placed(spec.mounts) if shared.root else ()
         own = _own(spec, shared, origin, (), shared.groups.unified, mounts, hostname)
         return [*shell_plan(wanted, shared), *setup_plan(own)]

@@ -221,6 +221,56 @@ class TestFilesOfEtc:
             assert box.changes() == []
 
 
+class TestVolumesOfTheImage:
+    def test_a_place_of_its_own(self, tmp_path: Path) -> None:
+        load(tmp_path, Volumes={"/data": {}, "/new/deep/": {}})
+        for _ in range(2):  # what one container writes, the next doesn't see
+            with Container("app:1", read_only=True) as box:
+                assert sh(box, "ls /data /new/deep; echo x > /data/old; echo y > /new/deep/y") == (
+                    "/data:\nold\n\n/new/deep:\n"
+                )
+                assert sh(box, "cat /data/old /new/deep/y; stat -c %u:%a /new/deep") == "x\ny\n0:755\n"
+                with pytest.raises(OSError, match="Read-only"):
+                    box.write_bytes("/file", b"")
+                assert box.changes() == []
+
+    def test_a_mount_of_the_users_instead(self, tmp_path: Path) -> None:
+        own = tmp_path / "own"
+        own.mkdir()
+        load(tmp_path, Volumes={"/data": {}})
+        with Container("app:1", mounts=[f"{own}:/data"]) as box:
+            box.write_bytes("/data/file", b"x")
+        assert (own / "file").read_bytes() == b"x"
+
+    def test_links_of_the_image(self, tmp_path: Path) -> None:
+        """What is shown at a volume is the image's own, not the machine's: /proc has its covers."""
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        links = packed(link("p", "proc"), link("s", "../sys"), link("o", str(outside)), folder("tmp"))
+        load(tmp_path, base(), links, Volumes={"/p": {}, "/s/kernel": {}, "/proc": {}, "/dev/x": {}})
+        load(tmp_path, base(), links, name="plain:1")
+        with Container("app:1") as box, Container("plain:1") as plain:
+            mine, others = (
+                [
+                    line.split()[:3]
+                    for line in sh(one, "cat /proc/mounts").splitlines()
+                    if " overlay " not in line
+                ]
+                for one in (box, plain)
+            )
+            assert mine == others
+        load(tmp_path, base(), links, Volumes={"/o": {}})
+        with pytest.raises(isobox.SetupError, match="/o"):
+            Container("app:1").start()
+        assert os.listdir(outside) == []
+
+    @pytest.mark.parametrize("path", ["/", "data", "/a/../../b", "", "/" + "a/" * 40])
+    def test_nonsense(self, path: str, tmp_path: Path) -> None:
+        load(tmp_path, Volumes={path: {}})
+        with pytest.raises(isobox.ImageError, match="Volumes"):
+            Container("app:1").start()
+
+
 def busy() -> list[Any]:
     """Of a layer: a program."""
     return [folder("bin"), entry("bin/busybox", busybox(), mode=0o755)]

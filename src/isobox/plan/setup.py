@@ -13,7 +13,7 @@ from typing import Final
 
 from attrs import define, field, frozen
 
-from ..rootfs.layers import Directory, Link, Rootfs, Tree
+from ..rootfs.layers import Directory, Link, Rootfs, Tree, components
 from ..security.capabilities import BITS
 from ..security.landlock import CONNECT_TCP, Ruleset, allowed
 from ..security.paths import Covers
@@ -106,6 +106,7 @@ class Shape:
     covers: Covers
     sysctls: Sequence[tuple[str, bytes]]
     files: Sequence[tuple[str, bytes]] = ()
+    volumes: Sequence[str] = ()
 
 
 @frozen
@@ -179,6 +180,7 @@ def prepare_plan(shape: Shape) -> list[Op]:
         stage.add("LOOPBACK", note="lo up")
     _scratch(stage, shape)
     _trees(stage, shape)
+    _volumes(stage, shape.volumes)
     _kernel_file_systems(stage, shape)
     for path, value in shape.sysctls:
         stage.add("FILE", 0o644, BELOW_ROOT, strings=(path, value), note=f"at most {value.decode()}")
@@ -234,6 +236,20 @@ def _workdir(stage: _Stage, path: str) -> None:
         if last != "..":
             made = "/" + "/".join(parts[:depth])
             stage.add("MKDIR", 0o755, BELOW_ROOT, IF_POSSIBLE, strings=(made,), note="working directory")
+
+
+def _volumes(stage: _Stage, targets: Sequence[str]) -> None:
+    """Bind directories onto themselves: each is a mount of its own, which a read-only root leaves as it is.
+
+    Before /proc is there, a copy of which would be without its covers: a link may lead to it.
+    """
+    for target in sorted(targets, key=components):
+        parts = components(target)
+        for depth in range(1, len(parts) + 1):
+            made = "/" + "/".join(parts[:depth])
+            stage.add("MKDIR", 0o755, BELOW_ROOT, 1, strings=(made,), note=f"for {target}")
+        stage.add("OPEN_TREE", OPEN_TREE_CLONE, BELOW_ROOT, strings=(target,))
+        stage.add("ATTACH", BELOW_ROOT, strings=(target,), note="a volume of the container's own")
 
 
 def _landlock(stage: _Stage, scoped: int, rules: Ruleset | None) -> None:

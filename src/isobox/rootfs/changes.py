@@ -54,8 +54,8 @@ def changes(
     one; not because something in it changed. What isobox itself made there (`skeleton`, the mount
     points of `trees`, `mount_points`, which also has links and files that it made, and the
     directories that lead to all these) is left out, what programs put into it is not. A file counts
-    as modified as soon as it was opened for writing, since the kernel then copies it. `own` are files that
-    are never listed, whatever becomes of them. Below 128
+    as modified as soon as it was opened for writing, since the kernel then copies it. `own` are files and
+    directories that are never listed, whatever becomes of them and of what is in them. Below 128
     directories in each other, only the topmost is listed.
 
     The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
