@@ -131,6 +131,11 @@ def _work(case: Case) -> list[Goal]:
     ]
 
 
+def _unpacking(case: Case) -> list[Goal]:
+    value = case.paired("tarfile", "isobox")
+    return [Goal("unpack a gzip layer", "of tarfile's speed", value, 4.0, at_least=True)]
+
+
 def goals(cases: Mapping[str, Case]) -> list[Goal]:
     """Every goal whose case was measured."""
     found: list[Goal] = []
@@ -144,6 +149,7 @@ def goals(cases: Mapping[str, Case]) -> list[Goal]:
         "idle": _idle,
         "stdout": _stdout,
         "work": _work,
+        "unpacking": _unpacking,
     }
     for name, check in checks.items():
         if name in cases:

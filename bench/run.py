@@ -14,7 +14,8 @@ from pathlib import Path
 
 from attrs import asdict
 
-from .cases import CASES, Bench, Case
+from .cases import CASES as OF_CONTAINERS
+from .cases import Bench, Case
 from .goals import Goal, goals
 from .install import find
 from .native import compile_all
@@ -23,6 +24,9 @@ from .picture import draw
 from .rootfs import make_rootfs
 from .samples import Failed, progress
 from .table import report
+from .unpacking import unpacking
+
+CASES = {**OF_CONTAINERS, "unpacking": unpacking}
 
 OURS = ("isobox", "exec", "popen", "dynamic program: exec")
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "bench.svg"

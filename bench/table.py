@@ -22,6 +22,7 @@ REFERENCES = {
     "idle": ("floor", "floor, host network"),
     "stdout": ("floor: a pipe of 1 MiB", "subprocess.run, captured"),
     "work": (),
+    "unpacking": ("tarfile", "isobox"),
 }
 """Case → the subjects that the others are put in relation to."""
 

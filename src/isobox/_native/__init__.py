@@ -315,6 +315,40 @@ def sync_file_system(fd: int) -> None:
     _check(_lib.isobox_sync_file_system(fd))
 
 
+class Files(NamedTuple):
+    """What `make_files` made: how many files, their bytes, and the bytes of the archive that they were."""
+
+    files: int
+    size: int
+    used: int
+
+
+def make_files(
+    root_fd: int,
+    place: bytes,
+    above: bytes,
+    archive: bytes,
+    at: int,
+    *,
+    most: int,
+    keep_owners: bool,
+    modes: int,
+) -> Files:
+    """Make up to `most` files of a tar archive, whose entries begin at `archive[at]`.
+
+    Those that are whole there, with plain headers, in the directory `above` of the archive, which is `place`
+    below `root_fd`: a path without links, not empty. Stops before whatever is anything else or fails; nothing
+    is followed or replaced. `modes`: the bits that they may have.
+    """
+    files = _ffi.new("struct isobox_files *")
+    files.root_fd, files.keep_owners, files.modes, files.most = root_fd, keep_owners, modes, most
+    held = _ffi.from_buffer(place), _ffi.from_buffer(above), _ffi.from_buffer(archive)
+    files.place, files.place_size = held[0], len(place)
+    files.above, files.above_size = held[1], len(above)
+    count: int = _lib.isobox_make_files(files, held[2] + at, len(archive) - at)
+    return Files(count, files.bytes, files.used)
+
+
 def try_call(number: int) -> int:
     """Return the errno of a system call that takes flags, called so that it can do nothing: ENOSYS, say."""
     return -int(_lib.isobox_try_call(number))

@@ -1,4 +1,4 @@
-"""How cffi builds the extension: declarations from isobox.h and extension.h, code from extension.c.
+"""How cffi builds the extension: declarations from isobox.h and extension.h, code from .c files.
 
 Build time only; nothing imports this at run time.
 """
@@ -35,7 +35,7 @@ ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "isobox._native._isobox",
     '#include "extension.h"',
-    sources=[os.path.relpath(HERE / "extension.c")],
+    sources=[os.path.relpath(HERE / name) for name in ("extension.c", "files.c")],
     include_dirs=[str(HERE)],
     extra_compile_args=[*WARNINGS, *(SANITIZERS if SANITIZE else ["-O2"])],
     extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],

@@ -4,6 +4,20 @@
 
 #include "isobox.h"
 
+/* Plain files of one directory of an archive: see files.c. */
+struct isobox_files {
+    int root_fd;
+    int keep_owners;
+    unsigned int modes;         /* the bits that a mode may have */
+    const unsigned char *place; /* the directory below the root, without links on the way; not the root itself */
+    unsigned long place_size;
+    const unsigned char *above; /* its name in the archive */
+    unsigned long above_size;
+    unsigned long most; /* files */
+    unsigned long used; /* out: bytes of the archive, and of the files */
+    unsigned long long bytes;
+};
+
 int isobox_init_memfd(const unsigned char *program, unsigned long size, unsigned int mode);
 int isobox_spawn_init(struct isobox_spawn *spawn);
 unsigned long long isobox_block_signals(unsigned long long more);
@@ -17,6 +31,7 @@ void isobox_pump_close(struct isobox_pump *pump);
 int isobox_clone_tree(int dirfd, const char *path, int recursive);
 int isobox_mount_setattr(int fd, unsigned long long set, int recursive, int userns_fd);
 int isobox_sync_file_system(int fd);
+unsigned long isobox_make_files(struct isobox_files *files, const unsigned char *data, unsigned long size);
 int isobox_try_call(long number);
 int isobox_landlock_abi(void);
 int isobox_new_tmpfs(const char *size, const char *mode);

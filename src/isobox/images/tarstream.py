@@ -101,6 +101,21 @@ class TarStream:
             self._unread -= len(data)
             write(data)
 
+    def ready(self) -> tuple[bytes, int] | None:
+        """What has come of the stream, and where in it the next header begins; None where it hasn't come.
+
+        Also None while a global header says something of all entries.
+        """
+        at = self._at + self._padding
+        if self._unread or self._global or at + BLOCK > len(self._piece):
+            return None
+        return self._piece, at
+
+    def passed(self, end: int) -> None:
+        """Whole entries up to there in what is `ready` were taken: the next one follows."""
+        self._at = end
+        self._padding = 0
+
     def _fill(self) -> bool:
         """Read the next piece; False at the end."""
         try:

@@ -12,6 +12,7 @@ import os
 
 from attrs import frozen
 
+from isobox import _native
 from isobox.errors import UnpackError
 
 from .sparse import Segments
@@ -31,6 +32,8 @@ _NAME = 48  # what a name costs beside its bytes
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DOTS = (b"", b".", b"..")
 _DEEPEST = 256  # directories in each other; beyond, trees are hard to remove again
+
+_NO_FILES = _native.Files(0, 0, 0)
 
 # The archive's fault; everything else (no space, I/O error) is the machine's.
 _ARCHIVE = frozenset(
@@ -110,6 +113,10 @@ class Unpacking:
                             f"{why}: its owner is {entry.uid}:{entry.gid}; does /etc/subuid give enough ids?"
                         )
                     raise UnpackError(f"{shown(entry.name)}: {why}") from error
+                if entry.kind == "file":
+                    made = self._more_files(stream, self._most_entries - entries)
+                    entries += made.files
+                    size += made.size
             self.settle()
             for place, mtime in self._times.items():
                 if place in self._directories:
@@ -121,6 +128,30 @@ class Unpacking:
         finally:
             os.close(self._root_fd)
         return Unpacked(entries, size, devices)
+
+    def _more_files(self, stream: TarStream, most: int) -> _native.Files:
+        """Make the plain files that follow in the same directory, as `take` would do it: most do."""
+        ready = stream.ready()
+        if ready is None or self._last is None or most <= 0:
+            return _NO_FILES
+        above, parent = self._last
+        if not 0 < len(parent) < _DEEPEST:
+            return _NO_FILES
+        archive, at = ready
+        modes = 0o7777 if self._keep_owners else 0o1777
+        made = _native.make_files(
+            self._root_fd,
+            b"/".join(parent),
+            above,
+            archive,
+            at,
+            most=most,
+            keep_owners=self._keep_owners,
+            modes=modes,
+        )
+        if made.files:
+            stream.passed(at + made.used)
+        return made
 
     def take(self, entry: Entry, stream: TarStream) -> None:
         """Do what one entry says."""
