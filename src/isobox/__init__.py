@@ -69,6 +69,7 @@ __all__ = [
     "OutputLimitExceeded",
     "Process",
     "ProcessError",
+    "Progress",
     "Reason",
     "RegistryError",
     "Report",
@@ -89,6 +90,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .images.image import Image
+    from .images.registry.progress import Progress
     from .images.store import Store
 
 
@@ -97,6 +99,10 @@ def __getattr__(name: str) -> object:
         from .images.image import Image
 
         return Image
+    if name == "Progress":
+        from .images.registry.progress import Progress
+
+        return Progress
     if name == "Store":
         from .images.store import Store
 

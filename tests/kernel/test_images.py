@@ -348,5 +348,5 @@ def test_command_line(tmp_path: Path) -> None:
     assert isobox_command("rmi", "app:1").splitlines()[0] == "Untagged: app:1"
     error = isobox_command("rmi", "app:1", status=125)
     assert "isobox load" in error and "IMAGE is" not in error
-    assert "IMAGE is" in isobox_command("run", "app:1", "true", status=125)
+    assert "IMAGE is" in isobox_command("run", "--pull", "never", "app:1", "true", status=125)
     assert "IMAGE is" not in isobox_command("load", "/no/such.tar", status=125)

@@ -75,7 +75,7 @@ class TestNames:
     def test_nothing_there(self, tmp_path: Path) -> None:
         store = Store(tmp_path / "no")
         assert store.references() == ()
-        with pytest.raises(NotFound, match="debian:12.*Load it"):
+        with pytest.raises(NotFound, match="debian:12.*isobox pull.*isobox load"):
             store.resolve(DEBIAN)
         with pytest.raises(NotFound):
             store.untag(DEBIAN)

@@ -55,6 +55,7 @@ PUBLIC = {
     "OutputLimitExceeded",
     "Process",
     "ProcessError",
+    "Progress",
     "Reason",
     "RegistryError",
     "Report",

@@ -22,6 +22,7 @@ COMMANDS = (
     "login",
     "logout",
     "prune",
+    "pull",
     "rmi",
     "run",
     "save",

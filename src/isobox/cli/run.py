@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from isobox import Container, ExecError, Result
+from isobox import Container, ExecError, NotFound, Result
+from isobox.checks import is_path
 from isobox.cli import report, signals, status, terminal
 from isobox.cli.options import container_arguments, container_options
 from isobox.cli.sections import SectionedCommand, option, together
@@ -24,6 +27,13 @@ _run_options = together(
     option("--output-limit", metavar="SIZE", section=_RUN, help="With --json: most output. Default: 16M."),
     option("--usage", is_flag=True, section=_RUN, help="Print what it cost, to standard error."),
     option("--json", "as_json", is_flag=True, section=_RUN, help="Print the whole result as JSON instead."),
+    option(
+        "--pull",
+        type=click.Choice(["missing", "always", "never"]),
+        default="missing",
+        section=_RUN,
+        help="When to fetch IMAGE from its registry. Default: missing.",
+    ),
     option("--rm", is_flag=True, expose_value=False, section=_RUN, help="Accepted: it is always removed."),
 )
 
@@ -58,8 +68,10 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
     if given["tty"]:
         _needs_terminal(given["as_json"])
         arguments.setdefault("env", {}).setdefault("TERM", os.environ.get("TERM") or "xterm")
+    if given["pull"] == "always" and _is_of_registry(image):
+        _fetch(image)
     try:
-        with signals.ending(), Container(image, **arguments) as container:
+        with signals.ending(), _container(image, arguments, given["pull"]) as container:
             command = _command(container, command, given["entrypoint"])
             if given["tty"]:
                 result = _in_terminal(container, command, limits, given["interactive"])
@@ -85,6 +97,32 @@ def _command(container: Container, command: tuple[str, ...], entrypoint: str | N
         image = container.image
         raise click.UsageError(f"there is nothing to run: add a command, such as isobox run {image} sh")
     return whole
+
+
+@contextlib.contextmanager
+def _container(image: str, arguments: dict[str, Any], pull: str) -> Iterator[Container]:
+    """A started container; an image that isn't there is fetched first."""
+    with contextlib.ExitStack() as stack:
+        container = Container(image, **arguments)
+        stack.callback(container.remove)
+        try:
+            container.start()
+        except NotFound:
+            if pull != "missing" or not _is_of_registry(image):
+                raise
+            _fetch(image)
+            container.start()
+        yield container
+
+
+def _is_of_registry(image: str) -> bool:
+    return image != "host" and not is_path(image) and not os.path.exists(image)
+
+
+def _fetch(image: str) -> None:
+    from isobox.cli.pull import fetch
+
+    fetch(image)
 
 
 def _needs_terminal(as_json: bool) -> None:

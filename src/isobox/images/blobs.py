@@ -101,7 +101,7 @@ class Blobs:
                     fd = open_file(digest.hex, directory)
             except FileNotFoundError:
                 raise NotFound(
-                    f"store {self._layout.where()}: no blob {digest}. Load its image again"
+                    f"store {self._layout.where()}: no blob {digest}. Pull or load its image again"
                 ) from None
         return io.BufferedReader(_Verified(fd, digest, self._layout), _CHUNK)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from attrs import frozen
@@ -37,27 +38,36 @@ class Chosen:
         return self.manifest.config.digest
 
 
-def choose(blobs: Blobs, descriptor: Descriptor, wanted: Platform | None = None) -> Chosen:
+def choose(
+    blobs: Blobs,
+    descriptor: Descriptor,
+    wanted: Platform | None = None,
+    *,
+    fetch: Callable[[Descriptor], object] | None = None,
+) -> Chosen:
     """Return the image behind `descriptor` for a platform (None: this machine's).
 
-    An index leads to its best image that is there. Raises `ImageError` where there is none for this
+    An index leads to its best image that is there. `fetch` is called with each document before it is read,
+    and may put it there. Raises `ImageError` where there is none for this
     platform, and where a document is damaged or is no container image's; `NotFound` where a blob is not
     in the store.
     """
     wanted = wanted or Platform.here()
-    return _Search(blobs, wanted).of(descriptor, 0)
+    return _Search(blobs, wanted, fetch or _nothing).of(descriptor, 0)
 
 
 class _Search:
-    def __init__(self, blobs: Blobs, wanted: Platform) -> None:
+    def __init__(self, blobs: Blobs, wanted: Platform, fetch: Callable[[Descriptor], object]) -> None:
         self._blobs = blobs
         self._wanted = wanted
+        self._fetch = fetch
         self._looked = 0
 
     def of(self, descriptor: Descriptor, depth: int) -> Chosen:
         self._looked += 1
         if depth > _DEEPEST or self._looked > _MOST:
             raise ImageError(f"image {descriptor.digest}: indexes in it that lead to others without an end")
+        self._fetch(descriptor)
         found = document(self._blobs, descriptor)
         if isinstance(found, Manifest):
             return self._image(descriptor, found)
@@ -79,12 +89,17 @@ class _Search:
                 f"image {descriptor.digest}: it is no container image: its config is "
                 f"{manifest.config.media_type}"
             )
+        self._fetch(manifest.config)
         config = ImageConfig.parse(self._blobs.read(manifest.config.digest), manifest.config.media_type)
         if best([config.platform], self._wanted) is None:
             raise _Unsuited(
                 f"image {descriptor.digest} is for {config.platform}: expected one for {self._wanted}"
             )
         return Chosen(descriptor, manifest, config, pair_layers(manifest, config))
+
+
+def _nothing(descriptor: Descriptor) -> None:
+    """Fetch nothing: what is there is there."""
 
 
 class _Unsuited(ImageError):

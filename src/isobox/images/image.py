@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import IO, Literal, TypeAlias, get_args
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from attrs import field, frozen
 
+from isobox import forks
 from isobox.errors import ImageError, InvalidReference, NotFound, SpecError
 
 from .archive import Loaded, load
@@ -16,12 +17,16 @@ from .choose import Chosen, choose
 from .descriptor import Descriptor
 from .digest import Digest
 from .layout_folder import copy_images, load_folder
-from .local import unused
+from .local import own_layers, unused
 from .model import ImageConfig
 from .outfile import replacing, writing
+from .platform import Platform, best
 from .reference import Reference
 from .save import save
 from .store import Store
+
+if TYPE_CHECKING:
+    from .registry.progress import Report
 
 __all__ = ["Format", "Image"]
 
@@ -32,8 +37,8 @@ Format: TypeAlias = Literal["oci", "docker", "oci-dir"]
 class Image:
     """An image of a store, this user's by default; what ``Container("debian:12")`` runs.
 
-    Made by `load`, `get` and `all`. Two are equal where they have the same digest. It is read when it is
-    made, and knows nothing of names that others give or take later.
+    Made by `pull`, `load`, `get` and `all`. Two are equal where they have the same digest. It is read when
+    it is made, and knows nothing of names that others give or take later.
 
     >>> import isobox
     >>> for image in isobox.Image.all():
@@ -78,6 +83,45 @@ class Image:
         return [cls._of(store, item.descriptor, item.references) for item in loaded]
 
     @classmethod
+    def pull(
+        cls,
+        reference: str,
+        *,
+        platform: str | None = None,
+        progress: bool | Report = False,
+        insecure: bool = False,
+        store: Store | None = None,
+    ) -> Image:
+        """Fetch an image from its registry into the store, unpacked and ready to run.
+
+        `reference`: ``"debian:12"`` is Docker Hub's, ``"registry.example:5000/team/app:1"`` another's.
+        `platform`: ``"linux/arm64"``, None for this machine's. `progress`: True for a bar on standard error,
+        or what is to be called with a `Progress` for everything that happens, by one thread at a time.
+        `insecure`: a registry that isn't on this machine may speak plain http, and its certificate is not
+        looked at. Logins are those that `isobox login`, Docker and podman keep. `store`: None for this
+        user's; for another one nothing is unpacked.
+
+        What is there already isn't fetched again; the name goes to the image when all of it is there. Raises
+        `NotFound`, `RegistryError`, `DigestMismatch`, `InvalidReference`, `SpecError`, `ImageError`.
+
+        >>> image = isobox.Image.pull("registry.example/team/app:1", progress=True)  # doctest: +SKIP
+        """
+        with forks.whole:
+            from .registry.progress import reporting
+            from .registry.pull import pull
+        name = Reference.parse(reference)
+        wanted = Platform.here() if platform is None else Platform.parse(platform)
+        runs_here = best([wanted], Platform.here()) is not None
+        with contextlib.ExitStack() as stack:
+            unpack = runs_here and store is None
+            layers = stack.enter_context(own_layers()) if unpack else None
+            store = store or Store.default()
+            report = stack.enter_context(reporting(progress))
+            descriptor = pull(store, name, platform=wanted, progress=report, insecure=insecure, layers=layers)
+        chosen = choose(store, descriptor, wanted)
+        return cls(store, descriptor, chosen, _familiar(_names(store, descriptor)))
+
+    @classmethod
     def get(cls, name: str, *, store: Store | None = None) -> Image:
         """Return the image that a reference, a digest or id, or the beginning of its digits means.
 
@@ -85,8 +129,7 @@ class Image:
         """
         store = store or Store.default()
         descriptor = store.resolve(name)
-        names = [names for entry, names in store.entries().items() if entry.digest == descriptor.digest]
-        return cls._of(store, descriptor, names[0] if names else ())
+        return cls._of(store, descriptor, _names(store, descriptor))
 
     @classmethod
     def all(cls, *, store: Store | None = None) -> list[Image]:
@@ -103,8 +146,7 @@ class Image:
 
     @classmethod
     def _of(cls, store: Store, descriptor: Descriptor, names: Iterable[Reference]) -> Image:
-        familiar = tuple(sorted(name.familiar for name in names))
-        return cls(store, descriptor, choose(store, descriptor), familiar)
+        return cls(store, descriptor, choose(store, descriptor), _familiar(names))
 
     @property
     def digest(self) -> str:
@@ -249,3 +291,12 @@ def _opened(name: str) -> IO[bytes]:
 
 def _shown(path: object) -> str:
     return os.fspath(path) if isinstance(path, str | os.PathLike) else "the archive"
+
+
+def _names(store: Store, descriptor: Descriptor) -> tuple[Reference, ...]:
+    found = [names for entry, names in store.entries().items() if entry.digest == descriptor.digest]
+    return found[0] if found else ()
+
+
+def _familiar(names: Iterable[Reference]) -> tuple[str, ...]:
+    return tuple(sorted(name.familiar for name in names))

@@ -162,8 +162,9 @@ class Store(Blobs):
             found = self._by_reference(entries, name)
         if found is None:
             text = name.familiar if isinstance(name, Reference) else str(name)
+            remedy = "Fetch it with isobox pull, or read it from an archive with isobox load"
             where = f"the store {self._layout.where()}"
-            raise NotFound(f"no image {shown(text)} in {where}. Load it first: isobox load ARCHIVE")
+            raise NotFound(f"no image {shown(text)} in {where}. {remedy}")
         return bare(found)
 
     def _by_text(self, entries: tuple[Descriptor, ...], text: str) -> Descriptor | None:
@@ -251,7 +252,7 @@ class Store(Blobs):
         if lacking is not None:
             raise ImageError(
                 f"store {self._layout.where()}: can't {what}: its blob {lacking} is not there. "
-                "Load the image again"
+                "Pull or load the image again"
             )
 
     def untag(self, reference: Reference) -> None:

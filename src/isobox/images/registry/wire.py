@@ -50,14 +50,14 @@ class Response:
     """An answer whose body is read as it comes. A context manager; who has it closes it.
 
     `headers` has names in any case; `url` is what answered, behind all redirects: a relative Location
-    header goes on from there (``urllib.parse.urljoin``).
+    header goes on from there (``urllib.parse.urljoin``). `what` was asked, for messages.
     """
 
     def __init__(
         self, raw: urllib3.BaseHTTPResponse, url: str, what: str, forget: Callable[[Response], object]
     ) -> None:
         self._raw = raw
-        self._what = what
+        self.what = what
         self._forget = forget
         self.status: int = raw.status
         self.headers: Mapping[str, str] = raw.headers
@@ -65,7 +65,7 @@ class Response:
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, and none at the end; `RegistryError` where the connection is cut."""
-        with _as_registry_error(self._what):
+        with _as_registry_error(self.what):
             return self._raw.read(size)
 
     def read_all(self, most: int) -> bytes:
@@ -74,7 +74,7 @@ class Response:
         while len(data) <= most and (piece := self.read(most + 1 - len(data))):
             data += piece
         if len(data) > most:
-            raise RegistryError(f"{self._what}: an answer of more than {most} bytes")
+            raise RegistryError(f"{self.what}: an answer of more than {most} bytes")
         return bytes(data)
 
     def all_headers(self, name: str) -> list[str]:
@@ -162,6 +162,8 @@ class Wire:
         with self._mutex:
             pools, self._pools = self._pools, {}
         for pool in pools.values():
+            for key in tuple(pool.pools.keys()):
+                pool.pools[key].close()  # which clear() leaves to the garbage collector
             pool.clear()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
