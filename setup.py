@@ -17,7 +17,7 @@ from setuptools import Command, setup
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/isobox/_native")
-INIT_SOURCES = ["init.c", "ops.c", "remount.c", "landlock.c"]
+INIT_SOURCES = ["init.c", "ops.c", "remount.c", "landlock.c", "copy.c"]
 INIT_FLAGS = (
     "-Os -std=gnu11 -Wall -Wextra -Werror -ffreestanding -nostdlib -static -fno-stack-protector "
     "-fno-pie -no-pie -fno-asynchronous-unwind-tables"

@@ -75,6 +75,7 @@ __all__ = [
     "Report",
     "Result",
     "SetupError",
+    "Snapshot",
     "SpecError",
     "StateError",
     "Store",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from .images.image import Image
     from .images.registry.progress import Progress
     from .images.store import Store
+    from .snapshots import Snapshot
 
 
 def __getattr__(name: str) -> object:
@@ -107,4 +109,8 @@ def __getattr__(name: str) -> object:
         from .images.store import Store
 
         return Store
+    if name == "Snapshot":
+        from .snapshots import Snapshot
+
+        return Snapshot
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

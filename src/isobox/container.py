@@ -36,7 +36,7 @@ from .shared import shared
 from .shells import thaw_at_end
 from .show import show
 from .spec import Args, ContainerSpec, ExecSpec
-from .start import Launched, explain_plan, launch, make_id
+from .start import Launched, claim_name, explain_plan, launch, make_id
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from typing_extensions import Unpack
+
+    from .snapshots import Snapshot, Uppers
+    from .sources import Origin
 
 State: TypeAlias = Literal["creating", "created", "running", "paused", "stopped"]
 
@@ -57,8 +60,8 @@ class Container:
     Options (all by keyword but `image`; None means no limit):
 
     - `image`: ``"host"``, this machine's system copy-on-write; the name of an image of the store, such as
-      ``"debian:12"``; or the path (``/...``, ``./...`` or path-like) of a root folder or of a tar
-      of one (plain, gzip, zstd).
+      ``"debian:12"``; the path (``/...``, ``./...`` or path-like) of a root folder or of a tar
+      of one (plain, gzip, zstd); or a `Snapshot`.
     - `cpu`: cores, a float > 0. `cpu_weight`: 1..10000. `cpuset`: ``"0-2,5"`` or ints.
     - `memory`: bytes or ``"256M"`` (powers of 1024); exceeding it ends the program with reason "oom".
       `swap`: bytes on top of it, 0 by default.
@@ -82,14 +85,19 @@ class Container:
     'hello\\n'
     """
 
-    def __init__(self, image: Path = "host", **options: Unpack[ContainerOptions]) -> None:
+    def __init__(self, image: Path | Snapshot = "host", **options: Unpack[ContainerOptions]) -> None:
         known(options, ContainerOptions.__annotations__)
+        self._snapshot: Snapshot | None = None
+        if not isinstance(image, (str, os.PathLike)):
+            image = self._begin_at(image, options.get("userns", "auto"))
         self._spec = ContainerSpec.make(image, **options)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._state: State = "creating"
         self._stack = ExitStack()
+        self._inner = ExitStack()  # what `restore` makes anew
         self._paused = ExitStack()  # what is there while it is paused
+        self._uppers: Uppers | None = None  # while it is paused
         self._programs: Programs | None = None
         self._id = ""
         self._started = 0
@@ -166,19 +174,32 @@ class Container:
                 raise StateError(f"start: the container is {self._state}; make a new one")
             self._id = make_id()
             try:
-                self._programs = Programs(launch(self._spec, shared(), self._id, self._stack), self._spec)
-                self._started = time.monotonic_ns()
-                self._state = "running"
+                origin = None if self._snapshot is None else self._snapshot.origin
+                claim_name(self._spec, shared(), self._stack)
+                self._stack.enter_context(self._inner)
+                self._launch(origin)
                 _live.add(self)
             except BaseException as error:
                 self._programs, self._state = None, "created"
                 self._stack.close()
-                if isinstance(error, IsoboxError) or not isinstance(error, OSError):
-                    raise
-                number = error.errno or 0  # what the kernel refused to this process
-                what = str(error.filename or "starting a container")
-                raise SetupError(number, what, stage="host", hint=hint("host", number)) from error
+                _say(error)
+                raise
         return self
+
+    def _launch(self, origin: Origin | None) -> None:
+        launched = launch(self._spec, shared(), self._id, self._inner, origin)
+        self._programs = Programs(launched, self._spec)
+        self._started = time.monotonic_ns()
+        self._state = "running"
+
+    def _begin_at(self, image: object, userns: str) -> str:
+        from .snapshots import Snapshot
+
+        if not isinstance(image, Snapshot):
+            raise SpecError("image", image, "a name, a path or a Snapshot")
+        _check_userns(image, userns)
+        self._snapshot = image
+        return image.image
 
     def _own(self) -> None:
         check_owner(self._pid)
@@ -216,7 +237,7 @@ class Container:
                 self._stack.close()
             except BaseException as error:  # noqa: BLE001 - told below, once the state is right
                 errors.append(error)
-            self._state = "stopped"
+            self._state, self._snapshot = "stopped", None
             _live.discard(self)
         if errors:
             if not isinstance(errors[0], Exception):
@@ -285,6 +306,10 @@ class Container:
         """Freeze every process of the container (the cgroup freezer)."""
         programs = self._running("pause")
         with self._lock:
+            from .snapshots import Uppers
+
+            self._uppers = Uppers(programs.control, programs.launched.rootfs)  # nobody answers later
+            self._paused.callback(self._uppers.close)
             programs.control.pause(True)
             try:
                 thaw_at_end(programs.launched.group, shared(), self._paused)
@@ -433,9 +458,67 @@ class Container:
         """Return what the container changed in its root file system, sorted by path."""
         launched = self._running("changes").launched
         rootfs = launched.rootfs
+        begun = rootfs.begun
         made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
         own = [*(ETC if rootfs.etc is not None else ()), *launched.volumes]
-        return changes(launched.control, rootfs.trees, rootfs.skeleton, made, own=own)
+        return changes(launched.control, rootfs.trees, rootfs.skeleton, made, own=own, begun=begun)
+
+    # Snapshots
+
+    def snapshot(self) -> Snapshot:
+        """Keep what the container has written up to now, for other containers to begin at or to come back to.
+
+        That is its root file system: what lies in `mounts`, in /dev/shm or in the memory of processes is no
+        part of it. The container goes on; while its files are copied it is frozen, so that they are of one
+        moment (where there is no freezer, see ``isobox doctor``, it runs on: `pause` it or have its
+        programs rest). The copy lies where `upper` says; in memory it counts as this process's,
+        not the container's, and is bounded as the container's layer is.
+
+        Raises `StateError`, `SetupError`, `UnsupportedError`, `CgroupError`.
+
+        >>> with Container() as c:
+        ...     c.write_text("/data", "first")
+        ...     with c.snapshot() as first:
+        ...         c.write_text("/data", "second")
+        ...         c.restore(first)
+        ...     c.read_text("/data")
+        'first'
+        """
+        from .snapshots import take_snapshot
+
+        programs = self._running("snapshot", paused=True)
+        with self._lock:
+            uppers = self._uppers if self._state == "paused" else None
+            try:
+                return take_snapshot(programs.launched, self._spec, shared(), uppers)
+            except OSError as error:
+                _say(error)
+                raise
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """End all that runs in the container, and have its root file system be as in the snapshot.
+
+        It keeps its id, name and options, and the limits of `update`; it runs afterwards, even if it was
+        paused. `stats` and `changes` begin anew. The snapshot may be of another container with the
+        same `userns`. Raises `StateError`, and `SpecError` where that is another one; if it raises anything
+        else (`SetupError`, ...), the container is stopped.
+        """
+        programs = self._running("restore", paused=True)
+        self._begin_at(snapshot, self._spec.userns)
+        with self._lock, ExitStack() as held:
+            origin = snapshot.origin
+            origin.hold(held)
+            try:
+                self._end_programs(programs)
+                self._inner.close()
+                self._spec = evolve(self._spec, image=snapshot.image)
+                self._launch(origin)
+            except BaseException as error:
+                self._state, self._snapshot = "stopped", None
+                _live.discard(self)
+                self._stack.close()
+                _say(error)
+                raise
 
     # Looking at it
 
@@ -452,12 +535,28 @@ class Container:
         """Return the plan in order, op by op, with paths and values; works before the start too."""
         self._own()
         if self._programs is None:
-            return explain(self._spec, explain_plan(self._spec, shared()), None)
+            origin = None if self._snapshot is None else self._snapshot.origin
+            return explain(self._spec, explain_plan(self._spec, shared(), origin), None)
         launched = self._programs.launched
         return explain(self._spec, launched.ops, launched)
 
 
-def run(args: Args | None = None, image: Path = "host", **options: Any) -> Result[Any]:
+def _check_userns(snapshot: Snapshot, userns: object) -> None:
+    if snapshot.userns != userns:
+        expected = f"{snapshot.userns!r}, which the container had that the snapshot is of"
+        raise SpecError("userns", userns, expected)
+
+
+def _say(error: BaseException) -> None:
+    """Raise what the kernel refused to this process as a `SetupError`."""
+    if isinstance(error, IsoboxError) or not isinstance(error, OSError):
+        return
+    number = error.errno or 0  # what the kernel refused to this process
+    what = str(error.filename or "starting a container")
+    raise SetupError(number, what, stage="host", hint=hint("host", number)) from error
+
+
+def run(args: Args | None = None, image: Path | Snapshot = "host", **options: Any) -> Result[Any]:
     """Run one program in a container of its own and clean up: every option of Container and of exec.
 
     `memory` and `pids` are the container's. Options that both have (`env`, `workdir`, `user`) serve

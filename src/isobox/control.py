@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from . import _native
@@ -94,20 +95,44 @@ class Control:
 
     def setup(self, plan: bytes, fds: Sequence[int]) -> _native.Reply:
         """Send the rest of the plan and wait for READY or FAILED."""
+        self._send_setup(plan, fds)
+        reply, fd = self._answer(self._await_ready)
+        if fd >= 0:
+            os.close(fd)
+        return reply
+
+    def copy(self, plan: bytes, fds: Sequence[int]) -> None:
+        """Send a plan that copies, and wait until that is done, however long it takes: see `copied`."""
+        self._send_setup(plan, fds)
+        answers = select.poll()
+        answers.register(self._fd, select.POLLIN)
+        while not answers.poll(1000):
+            pass
+
+    def copied(self) -> tuple[_native.Reply, int]:
+        """What became of `copy`: with READY comes the mount that was copied to, the caller's."""
+        reply, fd = self._answer(lambda: _native.receive(self._fd, REPLY_TIMEOUT_MS))
+        if fd >= 0 and reply.kind != _native.READY:
+            os.close(fd)
+        elif fd < 0 and reply.kind == _native.READY:
+            reply = _native.Reply(_native.FAILED, -1, errno.EPROTO, 0)
+        return reply, fd
+
+    def _send_setup(self, plan: bytes, fds: Sequence[int]) -> None:
         try:
             self._send(_native.SETUP, plan, fds)
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise  # else it has ended, and what it said last can still be read
+
+    def _answer(self, receive: Callable[[], tuple[_native.Reply, int, int]]) -> tuple[_native.Reply, int]:
         try:
-            reply, fd, _pid = self._await_ready()
+            reply, fd, _pid = receive()
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                return _native.Reply(_native.FAILED, -1, errno.EPIPE, 0)
+                return _native.Reply(_native.FAILED, -1, errno.EPIPE, 0), -1
             raise
-        if fd >= 0:
-            os.close(fd)
-        return reply
+        return reply, fd
 
     def _await_ready(self) -> tuple[_native.Reply, int, int]:
         """Wait for a minute, in pieces: a setup may hang, and between them the signals of Python run."""
@@ -117,6 +142,12 @@ class Control:
             except TimeoutError:
                 continue
         return _native.receive(self._fd, REPLY_TIMEOUT_MS // 10)
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Have the other requests wait: nobody in there answers for a moment."""
+        with self._lock:
+            yield
 
     def thaw_at_end(self, fd: int, text: bytes) -> None:
         """Have it write `text` to `fd` once this process ends; returns when it is on the watch."""

@@ -75,6 +75,13 @@ _HINTS: dict[tuple[str, int], str] = {
     ("JOIN_CGROUP", errno.EAGAIN): "The pids limit is reached",
     ("IDS", errno.EAGAIN): "The limit on processes of this user is reached",
     ("KEYRING", errno.EDQUOT): "This user has too many keyrings: raise sysctl kernel.keys.maxkeys",
+    ("COPY", errno.ELOOP): "More than 1000 directories lie in each other: remove some in the container",
+    ("COPY", errno.EMFILE): "Too many directories lie in each other: raise 'ulimit -Hn', or remove some",
+    (
+        "COPY",
+        errno.ENOSPC,
+    ): "The disk is full, or the container wrote on while it was copied: pause it",
+    ("COPY", errno.EOPNOTSUPP): "The file system of ISOBOX_DATA_DIR has no extended attributes of users",
     ("RLIMIT", errno.EPERM): "A hard limit can't be raised above this process's own",
 }
 

@@ -48,6 +48,7 @@ SINCE: Final[dict[str, tuple[tuple[int, int], str]]] = {
     "lowerdir_plus": ((6, 8), "overlay layers given one by one"),
     "landlock_scopes": ((6, 12), "Landlock's scopes"),
     "layer_fds": ((6, 13), "overlay layers given as descriptors"),
+    "detached_copies": ((6, 15), "copies of mounts that are attached nowhere"),
 }
 """Facts that follow from the kernel's version: since when, and what it is (docs/reference/kernels.md)."""
 
@@ -262,6 +263,11 @@ class HostFeatures:
     def lowerdir_plus(self) -> bool:
         """Overlay layers can be given one by one, without the one-page bound on mount options."""
         return self.since("lowerdir_plus")
+
+    @property
+    def detached_copies(self) -> bool:
+        """Mounts that are attached nowhere can be copied: snapshots are kept in memory."""
+        return self.since("detached_copies")
 
     @property
     def layer_fds(self) -> bool:

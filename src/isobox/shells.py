@@ -10,6 +10,7 @@ each other in the kernel. The first two of a kind make their own; a shell that n
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -46,6 +47,7 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 WALL: Final = 0x40000000
+NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
 
 _NO_BIRTHS: Final = (errno.ENOSYS, errno.EPERM, errno.E2BIG, errno.EINVAL)
 """What clone3 says to CLONE_INTO_CGROUP where it lacks that, or is kept from us: see clone(2)."""
@@ -106,6 +108,11 @@ class Descriptors:
         self._own.append(fd)
         return len(self.fds) - 1
 
+    def lend(self, fd: int) -> int:
+        """Have one travel along that stays its owner's; returns its place in the table."""
+        self.fds.append(fd)
+        return len(self.fds) - 1
+
     def close(self) -> None:
         """Close what is its own; idempotent."""
         while self._own:
@@ -130,9 +137,19 @@ class Shell:
 
     def unmount_at_end(self) -> None:
         """Have its mounts gone when `close` returns: they are over directories of the user's."""
+        if self.mounts_fd >= 0 and self.userns_fd < 0 and self.id_map is not None:
+            self.userns_fd = self.open_userns()
+            self.stack.callback(os.close, self.userns_fd)
         fd, self.mounts_fd = self.mounts_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def open_userns(self) -> int:
+        """A descriptor of its own user namespace, the caller's."""
+        if self.userns_fd >= 0:
+            return os.dup(self.userns_fd)
+        # Its own files of /proc can't be opened any more: PR_SET_DUMPABLE.
+        return fcntl.ioctl(self.mounts_fd, NS_GET_USERNS)
 
     def close(self) -> None:
         """End it; idempotent."""
@@ -173,12 +190,15 @@ def _shape(
 ) -> Shape:
     """Gather what the plan needs; with a table, make the detached copies that root may make."""
     layer_fds: dict[int, Sequence[int]] = {}
+    begun_fds: list[int | None] = []
     dev_fd = disk_fd = None
     if table is not None and shared.root:
         layer_fds = _layers(wanted.rootfs, id_map, pid, table)
         if wanted.disk is not None:
             disk_fd = table.own(_native.clone_tree(wanted.disk))
     if table is not None:
+        if wanted.rootfs.begun:
+            begun_fds = _begun(wanted.rootfs, id_map, pid, table)
         owner = (0, 0) if id_map is None else (id_map.root_uid, id_map.root_gid)
         tree = shared.device_tree(wanted.devices, owner)
         dev_fd = None if tree is None else table.own(tree)
@@ -205,7 +225,26 @@ def _shape(
         volumes=wanted.volumes,
         covers=covers(own_userns=wanted.own_userns, capabilities=wanted.bounding),
         sysctls=shared.sysctls if wanted.own_userns else (),
+        begun_fds=begun_fds,
     )
+
+
+def _begun(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -> list[int | None]:
+    """Copies that show the owners as this container has them; where they need not, it makes its own."""
+    places: list[int | None] = []
+    for begun in rootfs.begun:
+        if not begun.idmap or id_map is None:
+            places.append(None if begun.fd is None else table.lend(begun.fd))
+            continue
+        path, place = (begun.path, -100) if begun.fd is None else ("", begun.fd)
+        fd = _native.clone_tree(path, dir_fd=place)
+        places.append(table.own(fd))
+        userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            idmapped(fd, userns_fd, recursive=False, what="a snapshot")
+        finally:
+            os.close(userns_fd)
+    return places
 
 
 def _layers(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -> dict[int, Sequence[int]]:
@@ -277,6 +316,11 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
         )
 
 
+def start_init(shared: Shared, stack: ExitStack) -> Control:
+    """Start isobox-init in no new namespace, for what this process can't do itself. The stack ends it."""
+    return _start(0, shared, stack)[0]
+
+
 def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:
     """Have a group that is going to be frozen thawed when this process ends, until the stack is closed.
 
@@ -284,7 +328,7 @@ def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:
     """
     try:
         with ExitStack() as made:
-            control, _pid, _pidfd = _start(0, shared, made)
+            control = start_init(shared, made)
             fd, text = group.thawing()
             try:
                 control.thaw_at_end(fd, text)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from attrs import Factory, frozen
+from attrs import Factory, define, field, frozen
 
 from . import forks
 from .checks import is_path, target
-from .errors import ImageError, SpecError, shown
+from .errors import ImageError, SpecError, StateError, shown
 from .interrupts import Undisturbed
 from .rootfs.etc import etc_mode
 from .rootfs.folder import NEEDED, folder_image
@@ -56,6 +57,42 @@ class Source:
 
     rootfs: Rootfs
     defaults: Defaults = Defaults()
+
+
+@define(eq=False)
+class Origin:
+    """What containers begin at, and all that it takes: it is there until the last who holds it lets go."""
+
+    source: Source
+    _stack: ExitStack
+    _holders: int = 0
+    _lock: threading.RLock = field(factory=threading.RLock)  # RLock: __del__ of a snapshot may let go
+
+    def hold(self, stack: ExitStack) -> None:
+        """Keep it until the stack is closed. Raises `StateError` once it is gone."""
+        with self._lock:
+            if self._holders < 0:
+                raise StateError("the snapshot is closed")
+            self._holders += 1
+        stack.callback(self._let_go)
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            last = self._holders == 0
+            self._holders -= last
+        if last:
+            self._stack.close()
+
+    def __del__(self) -> None:  # an error or Ctrl-C on its way to whoever was to hold it
+        self._stack.close()
+
+
+def open_origin(spec: ContainerSpec, shared: Shared) -> Origin:
+    """Return what a container of this spec begins at; raises what `source` does."""
+    with ExitStack() as stack:
+        found = source(spec, shared, stack)
+        return Origin(found, stack.pop_all())
 
 
 def source(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Source:

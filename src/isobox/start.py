@@ -32,7 +32,7 @@ from .rootfs.views import views, visible_cpus
 from .security import capabilities, landlock, seccomp
 from .shared import Shared
 from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
-from .sources import Defaults, Source, source
+from .sources import Defaults, Origin, Source, open_origin
 from .spec import ContainerSpec, Mount
 
 
@@ -48,10 +48,19 @@ class Launched:
     filters: tuple[bytes, ...]
     landlock: bool
     rlimits: dict[int, tuple[int, int]]
-    rootfs: Rootfs
-    defaults: Defaults
+    origin: Origin
     volumes: tuple[str, ...]
     """Where directories of its own are mounted, which are no part of its root file system."""
+
+    @property
+    def rootfs(self) -> Rootfs:
+        """What its root file system is made of."""
+        return self.origin.source.rootfs
+
+    @property
+    def defaults(self) -> Defaults:
+        """What its image says for its programs."""
+        return self.origin.source.defaults
 
     @property
     def control(self) -> Control:
@@ -79,39 +88,52 @@ def make_id() -> str:
     return os.urandom(6).hex()
 
 
-def launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack) -> Launched:
-    """Make the container. On an error everything made so far is undone by the caller's stack, its own."""
+def claim_name(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> None:
+    """Take the container's name, if it has one, until the stack is closed. Raises `SpecError`."""
+    if spec.name is not None:
+        with Undisturbed():
+            shared.owner.name(spec.name)
+            stack.callback(shared.owner.release_name, spec.name)
+
+
+def launch(
+    spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack, origin: Origin | None = None
+) -> Launched:
+    """Make the container, of its image or of `origin`.
+
+    On an error everything made so far is undone by the caller's stack, its own.
+    """
     _refuse(spec, shared)
     # A process can only be born in groups that its parent may write to all the way from its own: so before
     # the shell is made. And not in a block that keeps Ctrl-C waiting.
     shared.groups.settle()
     try:
-        return _launch(spec, shared, container_id, stack)
+        return _launch(spec, shared, container_id, stack, origin)
     except _TooDeep:
         # Only trying tells how many overlays lie on one another: then those are shown read-only.
-        if spec.image != "host" or not shared.stack_no_more():
+        if spec.image != "host" or origin is not None or not shared.stack_no_more():
             raise
     stack.close()
-    return _launch(spec, shared, container_id, stack)
+    return _launch(spec, shared, container_id, stack, None)
 
 
 class _TooDeep(UnsupportedError):
     """An overlay over an overlay that is over one already."""
 
 
-def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack) -> Launched:
-    if spec.name is not None:
-        with Undisturbed():
-            shared.owner.name(spec.name)
-            stack.callback(shared.owner.release_name, spec.name)
-    origin = source(spec, shared, stack)
-    rootfs = origin.rootfs
+def _launch(
+    spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitStack, origin: Origin | None
+) -> Launched:
+    if origin is None:
+        origin = open_origin(spec, shared)
+    origin.hold(stack)
+    rootfs = origin.source.rootfs
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
     hostname = _hostname(spec, container_id)
     table = Descriptors()
     stack.callback(table.close)
     with Undisturbed():
-        wanted = _wanted(spec, shared, origin, mask, hostname, stack)
+        wanted = _wanted(spec, shared, origin.source, mask, hostname, stack)
         shell = shells(shared).take(wanted)
         stack.callback(shell.close)
         # From here on the shell prepares its root file system by itself; meanwhile, on this side:
@@ -129,7 +151,7 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
             shell.unmount_at_end()
         table.fds.extend(group.join_fds)
         mounts = _bound(spec, shell, table) if shared.root else []
-        own = _own(spec, shared, origin, group.join_fds, group.unified, mounts, hostname)
+        own = _own(spec, shared, origin.source, group.join_fds, group.unified, mounts, hostname)
         ops = setup_plan(own)
     try:
         reply = shell.control.setup(encode(ops), table.fds)
@@ -148,8 +170,7 @@ def _launch(spec: ContainerSpec, shared: Shared, container_id: str, stack: ExitS
         _filters(own.landlock, program),
         own.landlock is not None,
         rlimits,
-        rootfs,
-        origin.defaults,
+        origin,
         wanted.volumes,
     )
 
@@ -242,15 +263,17 @@ def _in_sight(rootfs: Rootfs, mounts: Sequence[Mount]) -> list[str]:
     return [target for target in targets if not f"{target}/".startswith(covered)]
 
 
-def explain_plan(spec: ContainerSpec, shared: Shared) -> list[Op]:
+def explain_plan(spec: ContainerSpec, shared: Shared, origin: Origin | None = None) -> list[Op]:
     """Return the ops of a container that is not started."""
     with ExitStack() as stack:
-        origin = source(spec, shared, stack)
+        origin = origin or open_origin(spec, shared)
+        origin.hold(stack)
+        source = origin.source
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
         hostname = _hostname(spec, "0" * 12)
-        wanted = _wanted(spec, shared, origin, mask, hostname, stack)
+        wanted = _wanted(spec, shared, source, mask, hostname, stack)
         mounts = _placed(spec.mounts) if shared.root else ()
-        own = _own(spec, shared, origin, (), shared.groups.unified, mounts, hostname)
+        own = _own(spec, shared, source, (), shared.groups.unified, mounts, hostname)
         return [*shell_plan(wanted, shared), *setup_plan(own)]
 
 

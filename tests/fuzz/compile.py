@@ -13,9 +13,9 @@ FLAGS = (
 ).split()
 
 TARGETS = {
-    "mountinfo": ("landlock.c", "ops.c"),
+    "mountinfo": ("copy.c", "landlock.c", "ops.c"),
     "replies": (),
-    "requests": ("landlock.c", "ops.c", "remount.c"),
+    "requests": ("copy.c", "landlock.c", "ops.c", "remount.c"),
 }
 """The targets in C, and what is compiled with them: isobox-init's parts, without its system calls."""
 

@@ -61,6 +61,7 @@ PUBLIC = {
     "Report",
     "Result",
     "SetupError",
+    "Snapshot",
     "SpecError",
     "StateError",
     "Store",

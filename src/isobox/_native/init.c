@@ -253,7 +253,7 @@ static void setup(const struct isobox_request *request, long size)
     reply.op = run.op;
     reply.error = (int)-failed;
     reply.status = (int)request->kind;
-    answer(&reply, 0, 0);
+    answer(&reply, failed ? 0 : isobox_kept, 0);
     if (failed)
         leave(1);
 }

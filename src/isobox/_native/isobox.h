@@ -106,6 +106,11 @@ enum isobox_op_code {
     ISOBOX_OP_LANDLOCK_PATH = 39,     /* str0: path inside, after PIVOT; arg0: LANDLOCK_ACCESS_FS_* allowed beneath */
     ISOBOX_OP_LANDLOCK_PORT = 40,     /* arg0: LANDLOCK_ACCESS_NET_* allowed, arg1: port */
     ISOBOX_OP_LANDLOCK_RESTRICT = 41, /* takes the ruleset in hand on; arg0: 1 = and drops it */
+    ISOBOX_OP_SETNS = 42,             /* arg0: index of a descriptor of a namespace, arg1: CLONE_NEW* */
+    ISOBOX_OP_CLONE_TREE = 43,        /* arg0: index of a descriptor of a detached mount, of which a copy is made */
+    ISOBOX_OP_COPY = 44,              /* arg0: index of a descriptor of a directory; str0: its name in the mount in hand */
+    ISOBOX_OP_KEEP = 45,              /* ends the copying; the mount in hand goes to the owner with READY */
+    ISOBOX_OP_LIKE = 46,              /* str0: host path of a directory that becomes, itself, as that of str1 is */
 };
 
 /* Every answer of isobox-init, on the control socket and on an exec's status pipe. */

@@ -61,6 +61,7 @@ struct decoded {
     unsigned int len[ISOBOX_STRINGS_MAX];
 };
 
+int isobox_kept = -1;
 int isobox_bases[ISOBOX_BASES_MAX];
 unsigned int isobox_base_count;
 
@@ -290,6 +291,43 @@ static long op_take_tree(struct isobox_run *run, struct decoded *op)
     if (fd < 0)
         return fd;
     hold_tree(run, fd);
+    return 0;
+}
+
+static long op_setns(struct isobox_run *run, struct decoded *op)
+{
+    long fd = descriptor(run, op->head.arg[0]);
+    return fd < 0 ? fd : SYS2(__NR_setns, fd, op->head.arg[1]);
+}
+
+static long op_clone_tree(struct isobox_run *run, struct decoded *op)
+{
+    long fd = descriptor(run, op->head.arg[0]);
+    if (fd < 0)
+        return fd;
+    fd = SYS3(__NR_open_tree, fd, "", OPEN_TREE_CLONE | O_CLOEXEC_ | AT_EMPTY_PATH_);
+    if (fd < 0)
+        return fd;
+    hold_tree(run, fd);
+    return 0;
+}
+
+static long op_copy(struct isobox_run *run, struct decoded *op)
+{
+    long fd = descriptor(run, op->head.arg[0]);
+    return fd < 0 ? fd : isobox_copy((int)fd, run->tree, op->str[0]);
+}
+
+static long op_keep(struct isobox_run *run)
+{
+    long failed = isobox_copy_end(run->tree);
+    if (failed)
+        return failed;
+    close_held(&isobox_kept);
+    long fd = SYS3(__NR_fcntl, run->tree, 1030 /* F_DUPFD_CLOEXEC */, 0);
+    if (fd < 0)
+        return fd;
+    isobox_kept = (int)fd;
     return 0;
 }
 
@@ -618,6 +656,11 @@ static long run_op(struct isobox_run *run, struct decoded *op)
     case ISOBOX_OP_LANDLOCK_PATH: return isobox_landlock_path(op->str[0], arg[0]);
     case ISOBOX_OP_LANDLOCK_PORT: return isobox_landlock_port(arg[0], arg[1]);
     case ISOBOX_OP_LANDLOCK_RESTRICT: return isobox_landlock_restrict(arg[0] != 0);
+    case ISOBOX_OP_SETNS: return op_setns(run, op);
+    case ISOBOX_OP_CLONE_TREE: return op_clone_tree(run, op);
+    case ISOBOX_OP_COPY: return op_copy(run, op);
+    case ISOBOX_OP_KEEP: return op_keep(run);
+    case ISOBOX_OP_LIKE: return isobox_like(op->str[0], op->str[1]);
     default: return -EBADMSG_;
     }
 }

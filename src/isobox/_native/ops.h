@@ -1,5 +1,5 @@
 /* isobox-init's parts: init.c (PID 1: requests, reaping), ops.c (carrying out a plan), remount.c,
- * landlock.c. */
+ * landlock.c, copy.c. */
 #ifndef ISOBOX_OPS_H
 #define ISOBOX_OPS_H
 
@@ -30,6 +30,17 @@ long isobox_landlock_ruleset(long long fs, long long net, long long scoped);
 long isobox_landlock_path(const char *path, long long access);
 long isobox_landlock_port(long long access, long long port);
 long isobox_landlock_restrict(int drop);
+
+/* Copies the directory `from` (O_PATH will do) into `top` as `name`, which isn't there; what several of them share
+ * by hard links, they share in the copies too, until isobox_copy_end. */
+long isobox_copy(int from, int top, const char *name);
+long isobox_copy_end(int top);
+
+/* Gives a directory the owner, mode, times and attributes of another. */
+long isobox_like(const char *path, const char *model);
+
+/* A mount that SETUP's answer brings along, -1: none. */
+extern int isobox_kept;
 
 /* Directories that file requests may start from: index 0 is "/" and is not stored. */
 extern int isobox_bases[ISOBOX_BASES_MAX];

@@ -401,10 +401,18 @@ class Group:
 
     # Processes
 
-    def freeze(self) -> None:
-        """Stop everything, and return once it has. Raises `UnsupportedError`, `CgroupError`."""
+    @property
+    def can_freeze(self) -> bool:
+        """Whether `freeze` can be had."""
+        return "freezer" in self._bundle.at
+
+    def freeze(self, *, briefly: bool = False) -> None:
+        """Stop everything, and return once it has. Raises `UnsupportedError`, `CgroupError`.
+
+        `briefly`: whoever wants to end something in it meanwhile may wait for `thaw`.
+        """
         group, dialect = self._need("freezer", "pause")
-        self._frozen = True
+        self._frozen = not briefly
         try:
             dialect.freeze(group)
             deadline = time.monotonic() + _FREEZE_SECONDS

@@ -82,7 +82,7 @@ class Shape:
 
     `layer_fds`, `dev_fd` and `disk_fd` are places in the table of descriptors that travels with it
     (tree index → one detached copy a layer); what is not in it is reached by its path, and so are the
-    sources of `mounts`.
+    sources of `mounts`. `begun_fds`: one for each of `rootfs.begun`, None where it has a path.
     """
 
     stage: str
@@ -107,6 +107,7 @@ class Shape:
     sysctls: Sequence[tuple[str, bytes]]
     files: Sequence[tuple[str, bytes]] = ()
     volumes: Sequence[str] = ()
+    begun_fds: Sequence[int | None] = ()
 
 
 @frozen
@@ -324,12 +325,13 @@ def _trees(stage: _Stage, setup: Shape) -> None:
     trees = setup.rootfs.trees
     uppers = f"{setup.stage}/disk" if setup.disk_scratch is not None else setup.stage
     later: list[Directory] = []
+    begun = _begun(stage, setup)
     for number, tree in enumerate(trees):
         if tree.kind == "overlay":
             stage.mkdir(f"{uppers}/upper/{number}", tree.mode)
             stage.mkdir(f"{uppers}/work/{number}")
     for directory in setup.rootfs.skeleton:
-        place = _premade(directory, trees)
+        place = None if begun else _premade(directory, trees)
         if place is None:
             later.append(directory)
         else:
@@ -339,18 +341,47 @@ def _trees(stage: _Stage, setup: Shape) -> None:
         stage.mkdir(f"{uppers}/upper/0/etc", setup.rootfs.etc)
         for path, content in setup.files:
             stage.add("FILE", 0o644, HOST_PATH, strings=(f"{uppers}/upper/0{path}", content))
+    if begun:
+        _like(stage, setup.rootfs, f"{uppers}/upper", begun[0])
     made_later = {id(directory) for directory in later}
     numbers = {id(tree): number for number, tree in enumerate(trees)}
     for step in setup.rootfs.steps():
         if isinstance(step, Tree):
-            _tree(stage, setup, numbers[id(step)], step, uppers)
+            _tree(stage, setup, numbers[id(step)], step, uppers, begun)
         elif isinstance(step, Link):
             stage.add("SYMLINK", 0, BELOW_ROOT, strings=(step.path, step.target))
         elif id(step) in made_later:
             stage.add("MKDIR", step.mode, BELOW_ROOT, 1, strings=(step.path,))
 
 
-def _tree(stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str) -> None:
+def _like(stage: _Stage, rootfs: Rootfs, upper: str, last: str) -> None:
+    """What is new and lies over a directory that was there has its owner, mode, times and attributes."""
+    same = ["0/etc"] if rootfs.etc is not None else []
+    same += [str(number) for number, tree in enumerate(rootfs.trees) if tree.kind == "overlay"]
+    for path in same:
+        stage.add("LIKE", strings=(f"{upper}/{path}", f"{last}/{path}"), note="owner, mode, times")
+
+
+def _begun(stage: _Stage, setup: Shape) -> list[str]:
+    """Attach what earlier containers wrote; returns where, topmost first."""
+    places = []
+    fds = setup.begun_fds or [None] * len(setup.rootfs.begun)
+    for number, (begun, fd) in enumerate(zip(setup.rootfs.begun, fds, strict=True)):
+        places.append(f"{stage.root}/begun/{number}")
+        stage.mkdir(places[-1])
+        if fd is None:
+            stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(begun.path,))
+        elif begun.idmap:
+            stage.add("TAKE_TREE", fd, note=begun.path)
+        else:
+            stage.add("CLONE_TREE", fd, note=begun.path)
+        stage.add("ATTACH", HOST_PATH, strings=(places[-1],), note=f"{begun.path}, read-only")
+    return places
+
+
+def _tree(
+    stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str, begun: Sequence[str] = ()
+) -> None:
     fds = setup.layer_fds.get(number)
     root = number == 0
     target = f"{setup.stage}/root" if root else tree.target
@@ -362,7 +393,7 @@ def _tree(stage: _Stage, setup: Shape, number: int, tree: Tree, uppers: str) -> 
         if tree.is_file:
             stage.add("FILE", 0o644, BELOW_ROOT, 1, strings=(target, b""), note="mount point")
     else:
-        lowers = _lowers(stage, number, tree, fds)
+        lowers = [f"{place}/{number}" for place in begun] + _lowers(stage, number, tree, fds)
         stage.add("FSOPEN", strings=("overlay",))
         if setup.lowerdir_plus:
             for lower in lowers:

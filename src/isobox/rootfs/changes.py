@@ -12,7 +12,7 @@ from attrs import frozen
 
 from isobox.errors import IsoboxError, SetupError
 
-from .layers import Directory, Layer, Tree, components
+from .layers import Begun, Directory, Layer, Tree, components
 
 __all__ = ["Change", "changes"]
 
@@ -46,6 +46,7 @@ def changes(
     mount_points: Iterable[str] = (),
     *,
     own: Iterable[str] = (),
+    begun: Sequence[Begun] = (),
     most: int = 1_000_000,
 ) -> list[Change]:
     """List what was added, modified and deleted, sorted by path.
@@ -56,7 +57,7 @@ def changes(
     directories that lead to all these) is left out, what programs put into it is not. A file counts
     as modified as soon as it was opened for writing, since the kernel then copies it. `own` are files and
     directories that are never listed, whatever becomes of them and of what is in them. Below 128
-    directories in each other, only the topmost is listed.
+    directories in each other, only the topmost is listed. With `begun` it is the changes since then.
 
     The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
     are more than `most`, and when something could not be looked at.
@@ -72,7 +73,7 @@ def changes(
         if tree.kind != "overlay":
             continue
         try:
-            for change in _Walk(inside, number + 1, tree, made, leading, never).run():
+            for change in _Walk(inside, number + 1, tree, made, leading, never, begun).run():
                 found.append(change)
                 if len(found) > most:
                     raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
@@ -86,10 +87,14 @@ def changes(
 
 @frozen
 class _Lower:
-    """A directory of one lower layer, open; `shift` is added to its owners to get those inside."""
+    """A directory of one lower layer, open; `shift` is added to its owners to get those inside.
+
+    `over`: it lies over what the tree hides.
+    """
 
     fd: int
     shift: int
+    over: bool = False
 
 
 class _Walk:
@@ -107,9 +112,11 @@ class _Walk:
         made: set[tuple[str, ...]],
         leading: set[tuple[str, ...]],
         never: set[tuple[str, ...]],
+        begun: Sequence[Begun],
     ) -> None:
         self._never = never
         self._holding = {path[:-1] for path in never}  # like the directories below, when they were made
+        self._begun = begun
         self._inside = inside
         self._base = base
         self._layers = tree.layers
@@ -124,6 +131,8 @@ class _Walk:
         lowers: list[_Lower] = []
         try:
             owner = os.fstat(upper).st_uid  # the container's root, as this process sees it
+            for begun in self._begun:
+                lowers.append(_Lower(_open_begun(begun, self._base - 1), owner - begun.root, over=True))
             for layer in self._layers:
                 lowers.append(_Lower(_open_layer(layer), owner if layer.idmap else 0))
             yield from self._directory((), upper, lowers, fresh=False)
@@ -155,7 +164,8 @@ class _Walk:
         except OSError as error:
             _gone(error)
             return
-        below = [] if place in self._hidden else _stats(name, lowers)
+        hidden = place in self._hidden
+        below = _stats(name, [lower for lower in lowers if lower.over] if hidden else lowers)
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             if below:
                 yield self._change(place, "deleted")
@@ -194,7 +204,9 @@ class _Walk:
                     child = os.open(name, _DIRECTORY, dir_fd=lower.fd)
                 except PermissionError:
                     continue  # closed to this user, and so to the container
-                opened.append(_Lower(child, lower.shift))
+                opened.append(_Lower(child, lower.shift, lower.over))
+                if _is_opaque(child):
+                    break
             yield from self._directory(place, fd, opened, fresh=replaced)
         finally:
             os.close(fd)
@@ -231,6 +243,11 @@ def _gone(error: OSError) -> None:
 
 def _open_layer(layer: Layer) -> int:
     return os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _open_begun(begun: Begun, number: int) -> int:
+    path = f"{begun.path}/{number}" if begun.fd is None else str(number)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=begun.fd)
 
 
 def _stats(name: str, lowers: Sequence[_Lower]) -> list[tuple[_Lower, os.stat_result]]:

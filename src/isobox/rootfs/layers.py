@@ -54,6 +54,20 @@ class Tree:
 
 
 @frozen
+class Begun:
+    """What the containers before this one wrote, of all its trees: directory n is tree n's upper directory.
+
+    `path` on the host, or, with `fd`, the detached mount that it is. `idmap`: as a `Layer` has it. `root`:
+    the host's id of the container's root in it, as a file's owner.
+    """
+
+    path: str
+    fd: int | None
+    idmap: bool
+    root: int
+
+
+@frozen
 class Directory:
     """A directory made in the container, owned by its root; it gets `mode` even if it is there."""
 
@@ -91,6 +105,8 @@ def _order(step: Step) -> tuple[tuple[str, ...], bool]:
 class Rootfs:
     """Everything that the root of a container is made of; ``trees[0].target`` is "/".
 
+    `begun`: lies over the layers of the trees, and over what they hide; topmost first.
+
     The mount point of every other tree is in `skeleton` or in the tree that it lies in; for a
     tree with `is_file` it may be missing, then it is made as an empty file.
     `etc`: the mode of the /etc of the container's own in which its hosts, hostname and resolv.conf lie over
@@ -101,6 +117,7 @@ class Rootfs:
     skeleton: tuple[Directory, ...] = ()
     links: tuple[Link, ...] = ()
     etc: int | None = None
+    begun: tuple[Begun, ...] = ()
 
     @trees.validator
     def _root_comes_first(self, _attribute: object, trees: tuple[Tree, ...]) -> None:

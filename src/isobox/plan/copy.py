@@ -1,0 +1,65 @@
+"""The plan of a snapshot: an isobox-init beside the container copies what that has written.
+
+It is root of the container's user namespace, since nobody else may read and give away all of its files; but
+it is in none of the container's cgroups, so that the copy counts as the caller's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from .ops import ATTR_NODEV, Op, make
+
+CLONE_NEWNS: Final = 0x00020000  # include/uapi/linux/sched.h
+CLONE_NEWUSER: Final = 0x10000000
+RLIMIT_NOFILE: Final = 7  # include/uapi/asm-generic/resource.h
+
+
+@frozen
+class Copying:
+    """What the plan is made from; `userns`, `uppers` and `target` are places in the table of descriptors.
+
+    `uppers`: the upper directory of each tree, by its number. `target`: where they go, None for a new tmpfs
+    of `size` bytes and `files` inodes. `most_open`: how many descriptors it may have.
+    """
+
+    uppers: Mapping[int, int]
+    userns: int | None
+    groups_allowed: bool
+    target: int | None
+    size: int
+    files: int
+    most_open: int
+
+
+def copy_plan(copying: Copying) -> list[Op]:
+    """Return the ops."""
+    most = copying.most_open
+    ops = [make("RLIMIT", RLIMIT_NOFILE, most, most, note="two descriptors for each directory on the way")]
+    if copying.userns is not None:
+        ops.append(make("SETNS", copying.userns, CLONE_NEWUSER, note="the container's user namespace"))
+        ops.append(make("IDS", 0, 0, note="its root"))
+        if copying.groups_allowed:
+            ops.append(make("GROUPS", 0, strings=(b"",), note="none"))
+        ops.append(make("UNSHARE", CLONE_NEWNS, note="where it may mount"))
+    ops.append(make("DUMPABLE", 0))
+    ops.append(make("UMASK", 0))
+    ops += _target(copying)
+    for number, place in copying.uppers.items():
+        ops.append(make("COPY", place, strings=(b"%d" % number,), note="what the container has written"))
+    ops.append(make("KEEP", note="the copy is whole"))
+    return ops
+
+
+def _target(copying: Copying) -> Sequence[Op]:
+    if copying.target is not None:
+        return [make("TAKE_TREE", copying.target, note="the snapshot on disk")]
+    options = {"size": copying.size, "nr_inodes": copying.files, "mode": "0755"}
+    return [
+        make("FSOPEN", strings=(b"tmpfs",)),
+        *(make("FSCONFIG_STRING", strings=(k.encode(), str(v).encode())) for k, v in options.items()),
+        make("FSMOUNT", ATTR_NODEV, note="tmpfs"),
+    ]
