@@ -23,6 +23,7 @@ COMMANDS = (
     "logout",
     "prune",
     "pull",
+    "push",
     "rmi",
     "run",
     "save",

@@ -251,6 +251,40 @@ class Image:
             return [name] if name.familiar in self.references else []
         return []
 
+    def push(
+        self,
+        reference: str | None = None,
+        *,
+        platform: str | None = None,
+        progress: bool | Report = False,
+        insecure: bool = False,
+    ) -> str:
+        """Send it to a registry, where it gets the name `reference`; return the digest that it has there.
+
+        `reference`: None for the only name that it has here. `platform`: of an image for several, only the
+        one for that, ``"linux/arm64"``; None for all of them, which must be here or there then. `progress`
+        and `insecure` are as for `pull`. What the registry has isn't sent again. Raises `RegistryError`,
+        `NotFound`, `DigestMismatch`, `InvalidReference`, `SpecError`, `ImageError`.
+
+        >>> image.push("registry.example/team/app:1")  # doctest: +SKIP
+        'sha256:...'
+        """
+        with forks.whole:
+            from .registry.progress import reporting
+            from .registry.push import push
+        if reference is None:
+            if len(self.references) != 1:
+                names = " ".join(self.references) or "it has no name"
+                raise ImageError(f"image {self.digest}: push: say under which name: {names}")
+            reference = self.references[0]
+        name = Reference.parse(reference)
+        descriptor = self._descriptor
+        if platform is not None:
+            descriptor = choose(self._store, descriptor, Platform.parse(platform)).descriptor
+        with reporting(progress) as report:
+            push(self._store, descriptor, name, progress=report, insecure=insecure)
+        return str(descriptor.digest)
+
     def tag(self, reference: str) -> Image:
         """Give it one more name, which another image may have had; return it with all its names."""
         self._store.tag(Reference.parse(reference), self._descriptor)

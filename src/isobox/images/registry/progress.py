@@ -1,28 +1,42 @@
-"""How far a pull is, as values, and as lines for people."""
+"""How far a pull or a push is, as values, and as lines for people."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import IO, Literal, TypeAlias
+from typing import IO, Final, Literal, TypeAlias
 
 from attrs import frozen
 
-__all__ = ["Lines", "Progress", "Report", "Step", "reporting", "short"]
+__all__ = ["FINISHED", "Lines", "Progress", "Report", "Step", "reporting", "short"]
 
-Step: TypeAlias = Literal["waiting", "there", "downloading", "retrying", "downloaded", "unpacking", "done"]
+Step: TypeAlias = Literal[
+    "waiting",
+    "there",
+    "downloading",
+    "uploading",
+    "retrying",
+    "downloaded",
+    "mounted",
+    "unpacking",
+    "done",
+]
+
+FINISHED: Final = frozenset({"there", "mounted", "done"})
+"""The steps after which nothing more happens to a layer."""
 
 _WIDTH = 30  # of the bar
 
 
 @frozen
 class Progress:
-    """What has just happened to one layer of an image that is pulled.
+    """What has just happened to one layer of an image that is pulled or pushed.
 
     `digest` is the layer's, as it is stored; `layer` its number from 1, of `layers`, the lowest first.
     `step`: "waiting" for its turn, "there" already, "downloading" (`received` of `size` bytes), "retrying"
-    after a cut, "downloaded", "unpacking", "done".
+    after a cut, "downloaded", "unpacking", "done". A push has "uploading" in the place of "downloading", and
+    ends with "there", "done", or "mounted" where the registry had it in another repository.
     """
 
     digest: str
@@ -53,7 +67,7 @@ class Lines:
         self._layers[progress.layer] = progress
         if self._moves:
             self._show(bar(list(self._layers.values())))
-        elif progress.step in ("there", "done"):
+        elif progress.step in FINISHED:
             self._stream.write(f"{short(progress.digest)}: {progress.step}\n")
 
     def _show(self, text: str) -> None:
@@ -91,7 +105,7 @@ def bar(layers: list[Progress]) -> str:
     [===============               ]  5.0 of 10.0 MB, 0 of 1 layers
     """
     received, size = sum(layer.received for layer in layers), sum(layer.size for layer in layers)
-    done = sum(layer.step in ("there", "done") for layer in layers)
+    done = sum(layer.step in FINISHED for layer in layers)
     full = _WIDTH * received // size if size else _WIDTH
     megabytes = f"{received / 1e6:.1f} of {size / 1e6:.1f} MB"
     return f"[{'=' * full}{' ' * (_WIDTH - full)}]  {megabytes}, {done} of {layers[0].layers} layers"
