@@ -38,6 +38,7 @@ test)
     command -v ps >/dev/null 2>&1 || need procps
     command -v skopeo >/dev/null 2>&1 || need skopeo
     command -v umoci >/dev/null 2>&1 || need umoci
+    command -v podman >/dev/null 2>&1 || need podman
     command -v docker-registry >/dev/null 2>&1 || need docker-registry
     command -v htpasswd >/dev/null 2>&1 || need apache2-utils
     command -v openssl >/dev/null 2>&1 || need openssl
