@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from archives import attributes_kept, entry, packed
 from isobox import Container, Image, Store
 from isobox.images.descriptor import Descriptor
 from isobox.images.layers import unpack_layer
-from isobox.images.media import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
-from isobox.images.model import Manifest
+from isobox.images.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
+from isobox.images.model import Index, Manifest
 from isobox.images.platform import Platform
 from isobox.images.reference import Reference
 from made import archive, base, upper
@@ -224,6 +225,17 @@ class TestOursInTheirHands:
     def test_umoci(self, odd: Image, tmp_path: Path) -> None:
         odd.save(tmp_path / "folder", format="oci-dir")
         same(tree(odd, tmp_path / "ours"), by_umoci(tmp_path / "folder", "odd:1", tmp_path / "theirs"))
+
+    def test_one_platform_in_umoci(self, odd: Image, tmp_path: Path) -> None:
+        """Which takes an index of two for two images of one name."""
+        store, here = Store.default(), evolve(odd._descriptor, platform=Platform.here())
+        with store.lease():
+            absent = Descriptor.of(b"absent", OCI_MANIFEST, platform=Platform("linux", "other"))
+            index = Descriptor(OCI_INDEX, *store.add(Index((absent, here)).encode()))
+            store.tag(Reference.parse("both:1"), index)
+        folder = tmp_path / "folder"
+        Image.get("both:1").save(folder, format="oci-dir", platform=str(Platform.here()))
+        same(tree(odd, tmp_path / "ours"), by_umoci(folder, "both:1", tmp_path / "theirs"))
 
     @pytest.mark.parametrize("format", ["docker", "oci"])
     def test_podman(self, odd: Image, podman: Podman, tmp_path: Path, format: Any) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from archives import entry, packed
 from isobox import Image, SpecError
 from isobox.errors import DigestMismatch, ImageError, NotFound
-from isobox.images.archive import Loaded, load
+from isobox.images.archive import load
 from isobox.images.descriptor import Descriptor
 from isobox.images.digest import Digest
 from isobox.images.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
@@ -27,11 +28,12 @@ from isobox.images.model import Index, Manifest
 from isobox.images.outfile import replacing
 from isobox.images.platform import Platform
 from isobox.images.reference import Reference
-from isobox.images.save import save
+from isobox.images.save import Saved, save
 from isobox.images.store import Store
 
 LAYERS = (packed(entry("a", b"1")), packed(entry("b", b"2")))
 HERE = Platform.here()
+OTHER = "linux/s390x" if HERE.architecture != "s390x" else "linux/amd64"
 
 
 @pytest.fixture
@@ -39,11 +41,13 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def put(store: Store, *names: str, layers: tuple[bytes, ...] = LAYERS, cmd: str = "sh") -> Descriptor:
+def put(
+    store: Store, *names: str, layers: tuple[bytes, ...] = LAYERS, cmd: str = "sh", platform: str = ""
+) -> Descriptor:
     """An image for this machine, named."""
     config = json.dumps(
         {
-            "architecture": HERE.architecture,
+            "architecture": platform.rpartition("/")[2] or HERE.architecture,
             "os": HERE.os,
             "config": {"Cmd": [cmd]},
             "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer)) for layer in layers]},
@@ -147,6 +151,28 @@ class TestArchives:
         for format in ("oci", "docker"):
             other = again(saved(["app:1"], format, store), tmp_path)
             assert other.resolve("app:1") == both and Image.get("app:1", store=other).layers
+
+    def test_for_one_platform(self, store: Store, tmp_path: Path) -> None:
+        one = put(store, "one:1")
+        here = evolve(one, platform=HERE)
+        other = evolve(put(store, layers=(), cmd="other", platform=OTHER), platform=Platform.parse(OTHER))
+        with store.lease():
+            both = Descriptor(OCI_INDEX, *store.add(Index((other, here)).encode()))
+            store.tag(Reference.parse("app:1"), both)
+        for format in ("oci", "docker"):
+            for platform, expected in ((OTHER, other), (str(HERE), here)):
+                file = io.BytesIO()
+                Image.save_all(["app:1"], file, format=format, platform=platform, store=store)
+                found = files(file.getvalue())
+                back = again(file.getvalue(), tmp_path)
+                assert back.resolve("app:1").digest == expected.digest
+                assert len([name for name in found if "blobs" in name]) == (2 if expected is other else 4)
+            with pytest.raises(ImageError, match="windows"):
+                Image.get("app:1", store=store).save(io.BytesIO(), format=format, platform="windows/amd64")
+        # Without a platform, what is for another machine alone can be saved, though not for Docker here.
+        assert again(saved([str(other.digest)], "oci", store), tmp_path).entries()
+        with pytest.raises(ImageError, match=OTHER):
+            saved([str(other.digest)], "docker", store)
 
     def test_of_one_store(self, store: Store, tmp_path: Path) -> None:
         put(store, "app:1")
@@ -338,7 +364,7 @@ def test_names_with_a_digest(store: Store, tmp_path: Path) -> None:
     name = Reference.parse(f"app@{descriptor.digest}")
     store.tag(name, descriptor)
     file = io.BytesIO()
-    save(store, [Loaded(descriptor, (name,))], file, docker=True)
+    save(store, [Saved(descriptor, (name,), HERE)], file, docker=True)
     found = files(file.getvalue())
     assert json.loads(found["manifest.json"])[0]["RepoTags"] is None
     assert again(file.getvalue(), tmp_path).references() == (name,)

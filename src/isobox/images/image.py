@@ -12,17 +12,16 @@ from attrs import field, frozen
 from isobox import forks
 from isobox.errors import ImageError, InvalidReference, NotFound, SpecError
 
-from .archive import Loaded, load
+from .archive import load
 from .choose import Chosen, choose
 from .descriptor import Descriptor
-from .digest import Digest
 from .layout_folder import copy_images, load_folder
 from .local import own_layers, unused
 from .model import ImageConfig
 from .outfile import replacing, writing
 from .platform import Platform, best
 from .reference import Reference
-from .save import save
+from .save import Saved, save, together
 from .store import Store
 
 if TYPE_CHECKING:
@@ -188,7 +187,13 @@ class Image:
         """Whether a container of this user runs it now; another process keeps it for some seconds longer."""
         return self._descriptor.digest not in unused(self._store)
 
-    def save(self, path: str | os.PathLike[str] | IO[bytes], *, format: Format = "oci") -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str] | IO[bytes],
+        *,
+        format: Format = "oci",
+        platform: str | None = None,
+    ) -> None:
         """Write it to an archive, with all of its names; see `save_all`.
 
         >>> import isobox, tempfile
@@ -196,7 +201,7 @@ class Image:
         ...     for image in isobox.Image.all():
         ...         image.save(f"{folder}/image.tar", format="docker")
         """
-        self.save_all([self], path, format=format)
+        self.save_all([self], path, format=format, platform=platform)
 
     @classmethod
     def save_all(
@@ -205,6 +210,7 @@ class Image:
         path: str | os.PathLike[str] | IO[bytes],
         *,
         format: Format = "oci",
+        platform: str | None = None,
         store: Store | None = None,
     ) -> None:
         """Write images to one archive: what stands here as text with that name alone, others with all.
@@ -215,41 +221,39 @@ class Image:
         they are in the store. An archive takes the place of what was at `path` as a whole, once it is on
         disk; a binary file gets it as it comes.
 
-        `store`: None for this user's, where there is text. Raises `NotFound`, and `ImageError` also for what
-        the machine refuses.
+        Of an image for several platforms all that the store has is written, and in Docker's list stands the
+        one for this machine or that it was pulled for. `platform`: that one alone, such as "linux/arm64";
+        umoci reads nothing else. `store`: None for this user's, where there is text. Raises `NotFound`, and
+        `ImageError` also for what the machine refuses.
         """
         if format not in get_args(Format):
             raise SpecError("format", format, "one of " + ", ".join(get_args(Format)))
-        chosen = list(images)
-        found = [image if isinstance(image, Image) else cls.get(image, store=store) for image in chosen]
-        stores = {image._store.path: image._store for image in found}
+        wanted = None if platform is None else Platform.parse(platform)
+        parts: list[Saved] = []
+        stores: dict[str, Store] = {}
+        for image in images:
+            source = image._store if isinstance(image, Image) else store or Store.default()
+            stores[source.path] = source
+            if isinstance(image, Image):
+                names: Iterable[Reference] = map(Reference.parse, image.references)
+                part = Saved(image._descriptor, tuple(names), image._chosen.config.platform)
+            else:
+                descriptor = source.resolve(image)
+                part = Saved(descriptor, _meant(source, descriptor, image), Platform.here())
+            parts.append(part if wanted is None else part.alone(source, wanted))
         if len(stores) != 1:
             raise SpecError("images", sorted(stores), "images of one store, one at least")
         (source,) = stores.values()
-        names: dict[Digest, tuple[Reference, ...]] = {}
-        descriptors = {image._descriptor.digest: image._descriptor for image in found}
-        for image, given in zip(found, chosen, strict=True):
-            wanted = image._named(given) if isinstance(given, str) else map(Reference.parse, image.references)
-            digest = image._descriptor.digest
-            names[digest] = tuple(dict.fromkeys([*names.get(digest, ()), *wanted]))
-        parts = [Loaded(descriptors[digest], references) for digest, references in names.items()]
         if not isinstance(path, str | os.PathLike):
             if format == "oci-dir":
                 raise SpecError("path", path, "the path of a folder")
             with writing("the archive"):
                 save(source, parts, path, docker=format == "docker")
         elif format == "oci-dir":
-            copy_images(source, Store(path), parts)
+            copy_images(source, Store(path), [part.loaded for part in together(parts)])
         else:
             with replacing(os.fspath(path)) as file:
                 save(source, parts, file, docker=format == "docker")
-
-    def _named(self, text: str) -> list[Reference]:
-        """The name that `text` is of this image; it may be a digest, too."""
-        with contextlib.suppress(InvalidReference):
-            name = Reference.parse(text)
-            return [name] if name.familiar in self.references else []
-        return []
 
     def push(
         self,
@@ -325,6 +329,14 @@ def _opened(name: str) -> IO[bytes]:
 
 def _shown(path: object) -> str:
     return os.fspath(path) if isinstance(path, str | os.PathLike) else "the archive"
+
+
+def _meant(store: Store, descriptor: Descriptor, text: str) -> tuple[Reference, ...]:
+    """The name that `text` is of this image; none where it is a digest."""
+    with contextlib.suppress(InvalidReference):
+        name = Reference.parse(text)
+        return (name,) if name in _names(store, descriptor) else ()
+    return ()
 
 
 def _names(store: Store, descriptor: Descriptor) -> tuple[Reference, ...]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import IO, Final
+
+from attrs import evolve, frozen
 
 from isobox.errors import ImageError
 
@@ -23,24 +25,56 @@ from .digest import Digest
 from .docker_archive import MANIFEST, ArchivedImage, encode_images
 from .index_file import IndexFile, named
 from .media import OCI_INDEX
+from .platform import Platform
 from .reference import Reference
 from .store import Store
 from .tarstream import BLOCK
 from .walk import missing, reachable
 
-__all__ = ["save"]
+__all__ = ["Saved", "save", "together"]
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _PIECE: Final = 1 << 20
 
 
-def save(store: Store, images: Collection[Loaded], file: IO[bytes], *, docker: bool) -> None:
+@frozen
+class Saved:
+    """An image that is to be saved: with which names, and for which platform it stands in Docker's list."""
+
+    descriptor: Descriptor
+    references: tuple[Reference, ...]
+    platform: Platform
+
+    @property
+    def loaded(self) -> Loaded:
+        """What reading it again gives."""
+        return Loaded(self.descriptor, self.references)
+
+    def alone(self, store: Store, platform: Platform) -> Saved:
+        """What there is for one platform, without an index around it; raises `ImageError`."""
+        found = choose(store, self.descriptor, platform).descriptor
+        names = tuple(name for name in self.references if name.digest in (None, found.digest))
+        return Saved(found, names, platform)
+
+
+def together(images: Iterable[Saved]) -> tuple[Saved, ...]:
+    """Each image once, with all the names that it has among them."""
+    found: dict[Digest, Saved] = {}
+    for image in images:
+        before = found.get(image.descriptor.digest, evolve(image, references=()))
+        names = dict.fromkeys([*before.references, *image.references])
+        found[image.descriptor.digest] = evolve(before, references=tuple(names))
+    return tuple(found.values())
+
+
+def save(store: Store, images: Iterable[Saved], file: IO[bytes], *, docker: bool) -> None:
     """Write images with their names to `file`, which need not be able to seek.
 
     What an image of several platforms lacks in the store it lacks there too. `docker`: with a manifest.json,
-    which has each image for this machine's platform alone. Raises `NotFound` and `ImageError` for what is
+    which has each image for one platform alone. Raises `NotFound` and `ImageError` for what is
     missing or damaged in the store, and what ``file.write`` raises.
     """
+    images = together(images)
     with store.lease():
         needed = sorted(reachable(store, [image.descriptor for image in images], strict=True))
         needed = [digest for digest in needed if store.has(digest)]  # from now on they stay
@@ -61,17 +95,17 @@ def save(store: Store, images: Collection[Loaded], file: IO[bytes], *, docker: b
     file.flush()
 
 
-def _index(images: Iterable[Loaded]) -> bytes:
+def _index(images: Iterable[Saved]) -> bytes:
     entries: list[Descriptor] = []
     for image in images:
         entries += [named(image.descriptor, name) for name in image.references] or [image.descriptor]
     return IndexFile(tuple(entries), {"mediaType": OCI_INDEX}).encode()
 
 
-def _listed(store: Store, images: Iterable[Loaded]) -> list[ArchivedImage]:
+def _listed(store: Store, images: Iterable[Saved]) -> list[ArchivedImage]:
     listed = []
     for image in images:
-        chosen = choose(store, image.descriptor)
+        chosen = choose(store, image.descriptor, image.platform)
         for layer, _ in chosen.layers:
             if not store.has(layer.digest):
                 raise ImageError(
