@@ -83,6 +83,7 @@ __all__ = [
     "UnpackError",
     "UnsupportedError",
     "Usage",
+    "Volume",
     "doctor",
     "host",
     "run",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from .images.registry.progress import Progress
     from .images.store import Store
     from .snapshots import Snapshot
+    from .volumes import Volume
 
 
 def __getattr__(name: str) -> object:
@@ -113,4 +115,8 @@ def __getattr__(name: str) -> object:
         from .snapshots import Snapshot
 
         return Snapshot
+    if name == "Volume":
+        from .volumes import Volume
+
+        return Volume
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

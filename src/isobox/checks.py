@@ -38,6 +38,7 @@ _MOST_PIDS: Final = 4_194_304  # the kernel's PID_MAX_LIMIT
 _LEAST_HUGE_PAGE: Final = 8192  # twice the least page of any machine
 _LARGEST_ID: Final = 2**32 - 2  # the last id is the kernel's "none"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+_VOLUME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?", re.ASCII)
 _USER: Final = re.compile(r"[^\s:\0/-][^\s:\0/]*(?::[^\s:\0/-][^\s:\0/]*)?")
 _CAPABILITY: Final = re.compile(r"[A-Z][A-Z_]*[A-Z]", re.ASCII)
@@ -192,6 +193,17 @@ def name(value: object) -> str:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     raise SpecError("name", value, "up to 63 letters, digits, '_', '.', '-', a letter or digit first")
+
+
+def volume(value: object) -> str:
+    if isinstance(value, str) and _VOLUME.fullmatch(value):
+        return value
+    raise SpecError(
+        "mounts.source",
+        value,
+        "the name of a volume (letters, digits, '_', '.', '-', a letter or digit first), or a path that "
+        "begins with / or ./",
+    )
 
 
 def hostname(value: object) -> str:

@@ -72,7 +72,8 @@ class Container:
     - `rlimits`: ``{"nofile": 1024}`` or ``{"nofile": (soft, hard)}``. Not inherited is ``core``: it is 1, so
       that the kernel neither writes a core dump nor hands one to the handler of the host.
     - `network`: ``"none"`` (loopback only) or ``"host"``.
-    - `mounts`: `Mount.bind`, `Mount.tmpfs` or ``"src:dst[:ro]"``.
+    - `mounts`: `Mount.bind`, `Mount.volume`, `Mount.tmpfs` or ``"src:dst[:ro]"``, where `src` is a path
+      (``/...`` or ``./...``) or the name of a volume.
     - `env`, `workdir`, `user`: what programs get unless an exec says otherwise.
     - `read_only`, `upper` ("memory" or "disk"), `userns` ("auto" or "host"), `cap_add`, `cap_drop`,
       `seccomp`, `landlock` (rules, see `Landlock`), `devices`, `namespaces`, `name`, `hostname`, `labels`.

@@ -157,9 +157,9 @@ class Limits:
 
 @frozen
 class Mount:
-    """Something that appears at `target` in a container. Made with `bind`, `tmpfs` or `parse`."""
+    """Something that appears at `target` in a container. Made with `bind`, `volume`, `tmpfs` or `parse`."""
 
-    kind: Literal["bind", "tmpfs"]
+    kind: Literal["bind", "tmpfs", "volume"]
     source: str | None
     target: str
     read_only: bool = False
@@ -179,6 +179,25 @@ class Mount:
         return cls("bind", os.path.abspath(path), checks.target(target), read_only)
 
     @classmethod
+    def volume(cls, name: str | None, target: Path, read_only: bool = False) -> Mount:
+        """Show the volume ``name`` of this user (see `isobox.Volume`), which is made where it is missing.
+
+        It outlives the container, and several may use it at once. An empty one that nobody uses gets what
+        the image has at ``target``. None: a place of the container's own, with the image's content, which
+        is writable even where the root file system is not, and gone with the container.
+
+        >>> Mount.volume("web-data", "/data").source
+        'web-data'
+        """
+        checks.flag(read_only, "mounts.read_only")
+        if name is None and read_only:
+            raise SpecError(
+                "mounts.read_only", read_only, "False where the volume has no name: nobody fills it"
+            )
+        source = None if name is None else checks.volume(name)
+        return cls("volume", source, checks.target(target), read_only)
+
+    @classmethod
     def tmpfs(cls, target: Path, size: Size | None = None) -> Mount:
         """Put an empty file system in memory at ``target``, of at most ``size`` bytes.
 
@@ -192,22 +211,29 @@ class Mount:
 
     @classmethod
     def parse(cls, text: str) -> Mount:
-        """Read ``"source:target"``, ``"source:target:ro"`` or ``"source:target:rw"``.
+        """Read ``"source:target"``, ``"source:target:ro"``, ``"source:target:rw"`` or ``"/target"``.
 
-        A relative source has to begin with ``./`` or ``../``: a bare word is not taken for a folder.
+        A source that begins with ``/``, ``./`` or ``../`` is a path, any other the name of a volume, and
+        without a source it is a volume of the container's own.
 
         >>> Mount.parse("/srv/data:/data:ro").read_only
         True
+        >>> Mount.parse("web-data:/data").kind
+        'volume'
         """
-        expected = 'text such as "/srv/data:/data" or "./data:/data:ro"'
+        expected = 'text such as "/srv/data:/data", "./data:/data:ro" or "volume:/data"'
         if not isinstance(text, str):
             raise SpecError("mounts", text, expected)
         parts = text.split(":")
+        if len(parts) == 1 and text.startswith("/"):
+            return cls.volume(None, text)
         if len(parts) not in (2, 3) or parts[2:] not in ([], ["ro"], ["rw"]):
             raise SpecError("mounts", text, expected)
         source, target = parts[:2]
+        if not source:
+            raise SpecError("mounts", text, expected)
         if source not in (".", "..") and not source.startswith(("/", "./", "../")):
-            raise SpecError("mounts", text, f"{expected}: a source that begins with / or ./")
+            return cls.volume(source, target, parts[2:] == ["ro"])
         return cls.bind(source, target, parts[2:] == ["ro"])
 
 

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from attrs import define
+from attrs import define, evolve
 
-from . import _native
+from . import _native, forks
 from .cgroups import Device, Group
 from .control import Control
 from .errors import ExecError, SetupError, SpecError, UnsupportedError
@@ -128,6 +128,8 @@ def _launch(
         origin = open_origin(spec, shared)
     origin.hold(stack)
     rootfs = origin.source.rootfs
+    if any(mount.kind == "volume" for mount in spec.mounts):
+        spec = evolve(spec, mounts=_volumes(spec, rootfs, stack))
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
     hostname = _hostname(spec, container_id)
     table = Descriptors()
@@ -181,6 +183,18 @@ def _filters(rules: landlock.Ruleset | None, program: bytes | None) -> tuple[byt
     return ports if program is None else (*ports, program)
 
 
+def _volumes(spec: ContainerSpec, rootfs: Rootfs, stack: ExitStack) -> tuple[Mount, ...]:
+    with forks.whole:
+        from .volumes import use
+    lowers = () if spec.image == "host" else rootfs.trees[0].layers
+    return use(spec.mounts, [layer.path for layer in lowers], stack)
+
+
+def _named(mounts: Sequence[Mount]) -> Sequence[Mount]:
+    """All but the volumes of the container's own."""
+    return [mount for mount in mounts if mount.kind != "volume" or mount.source is not None]
+
+
 def _hostname(spec: ContainerSpec, container_id: str) -> str:
     own = spec.hostname or spec.name or container_id
     return own if spec.namespaces["uts"] == "private" else os.uname().nodename
@@ -196,10 +210,12 @@ def _wanted(
         stack.callback(shared.owner.discard, disk)
     allowed = os.sched_getaffinity(0)
     chosen = visible_cpus(spec.limits, allowed)
+    named = _named(spec.mounts)
     # root mounts descriptors later; what an ordinary user mounts has to be in sight still.
-    placed = () if shared.root else _placed(spec.mounts)
+    placed = () if shared.root else _placed(named)
     rootfs = origin.rootfs
-    taken = {mount.target for mount in spec.mounts}
+    taken = {mount.target for mount in named}
+    asked = (*origin.defaults.volumes, *(mount.target for mount in spec.mounts if mount not in named))
     files = () if rootfs.etc is None else etc_files(hostname, spec.network)
     size = _scratch_size(spec) + etc_size(files)
     if not placed:
@@ -218,7 +234,7 @@ def _wanted(
         bounding=mask,
         mounts=placed,
         files=files,
-        volumes=tuple(path for path in origin.defaults.volumes if path not in taken),
+        volumes=tuple(path for path in dict.fromkeys(asked) if path not in taken),
     )
 
 
@@ -234,7 +250,7 @@ def _own(
     """Gather the container's own part."""
     rootfs = origin.rootfs
     # Where its mounts are made already, so are these: the next write might go to a file of the user's.
-    there = rootfs.etc is None or (spec.mounts and not shared.root)
+    there = rootfs.etc is None or (_named(spec.mounts) and not shared.root)
     files = [] if there else [file for file in etc_files(hostname, spec.network) if file[0] in NAMED]
     return Setup(
         hostname=hostname if spec.namespaces["uts"] == "private" else None,
@@ -270,9 +286,13 @@ def explain_plan(spec: ContainerSpec, shared: Shared, origin: Origin | None = No
         origin.hold(stack)
         source = origin.source
         mask = capabilities.effective(spec.cap_add, spec.cap_drop)
+        if any(mount.kind == "volume" for mount in spec.mounts):
+            from .volumes import located
+
+            spec = evolve(spec, mounts=located(spec.mounts))
         hostname = _hostname(spec, "0" * 12)
         wanted = _wanted(spec, shared, source, mask, hostname, stack)
-        mounts = _placed(spec.mounts) if shared.root else ()
+        mounts = _placed(_named(spec.mounts)) if shared.root else ()
         own = _own(spec, shared, source, (), shared.groups.unified, mounts, hostname)
         return [*shell_plan(wanted, shared), *setup_plan(own)]
 
@@ -395,7 +415,7 @@ def _bound(spec: ContainerSpec, shell: Shell, table: Descriptors) -> list[Placed
         else:
             userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return [_bind(placed, userns_fd, table) for placed in _placed(spec.mounts)]
+        return [_bind(placed, userns_fd, table) for placed in _placed(_named(spec.mounts))]
     finally:
         if userns_fd >= 0:
             os.close(userns_fd)

@@ -126,8 +126,11 @@ def test_mounts() -> None:
             Mount.tmpfs("/s", "64M"),
         ]
     }
+    assert parsed("-v", "web:/data", "-v", "/own") == {
+        "mounts": [Mount.volume("web", "/data"), Mount.volume(None, "/own")]
+    }
     with pytest.raises(SpecError, match="begins with"):
-        parsed("-v", "volume:/data")
+        parsed("-v", "some/folder:/data")
     with pytest.raises(click.BadParameter, match="only size"):
         parsed("--tmpfs", "/scratch:mode=700")
 

@@ -69,6 +69,7 @@ PUBLIC = {
     "UnpackError",
     "UnsupportedError",
     "Usage",
+    "Volume",
     "doctor",
     "host",
     "run",

@@ -174,10 +174,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("network", None, "network"),
     ("network", ["none"], "network"),
     ("mounts", "/a:/b", "mounts"),
-    ("mounts", ["/a"], "mounts"),
+    ("mounts", ["a"], "mounts"),
     ("mounts", ["/a:/b:rx"], "mounts"),
     ("mounts", ["/a:/b:ro:ro"], "mounts"),
-    ("mounts", ["a:/b"], "mounts"),
+    ("mounts", ["a/b:/c"], "mounts.source"),
     ("mounts", ["/a:b"], "mounts.target"),
     ("mounts", ["/a:/b/../../c"], "mounts.target"),
     ("mounts", ["/a:/"], "mounts.target"),
@@ -387,6 +387,8 @@ def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Mount.bind("data", "//data//") == Mount("bind", str(tmp_path / "data"), "/data", False, None)
     assert Mount.parse("./a:/b:rw") == Mount("bind", str(tmp_path / "a"), "/b", False, None)
+    assert Mount.parse("a.b-c:/b:ro") == Mount("volume", "a.b-c", "/b", True, None)
+    assert Mount.parse("/b/") == Mount("volume", None, "/b", False, None)
     assert Mount.tmpfs(PurePosixPath("/t")) == Mount("tmpfs", None, "/t", False, None)
     for call in (
         lambda: Mount.tmpfs("t"),
@@ -396,6 +398,13 @@ def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: Mount.bind("/a", "/a", read_only=1),  # type: ignore[arg-type]
         lambda: Mount.bind(3, "/a"),  # type: ignore[arg-type]
         lambda: Mount.parse(3),  # type: ignore[arg-type]
+        lambda: Mount.volume("../a", "/a"),
+        lambda: Mount.volume("", "/a"),
+        lambda: Mount.volume(".lock", "/a"),
+        lambda: Mount.volume("n" * 129, "/a"),
+        lambda: Mount.volume(None, "/a", read_only=True),
+        lambda: Mount.parse("a/b:/c"),
+        lambda: Mount.parse(":/c"),
     ):
         with pytest.raises(SpecError, match="^mounts"):
             call()

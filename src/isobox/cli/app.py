@@ -28,6 +28,7 @@ COMMANDS = (
     "run",
     "save",
     "tag",
+    "volume",
 )
 
 _IMAGES = (

@@ -90,7 +90,7 @@ container_options = together(
         metavar="SOURCE:TARGET[:ro]",
         multiple=True,
         section=_FILES,
-        help="Show a file or folder of the host.",
+        help="Show a file or folder of the host, or the volume of a name.",
     ),
     option(
         "--tmpfs",

@@ -39,6 +39,10 @@ class Lowers:
         found = self._seen(place)
         return found[0][1] if found else None
 
+    def merged(self, place: Place) -> tuple[tuple[bytes, os.stat_result], ...]:
+        """The directories that make up the one seen there, by their paths on this host, topmost first."""
+        return self._seen(place)
+
     def _seen(self, place: Place) -> tuple[tuple[bytes, os.stat_result], ...]:
         """The directories that are merged there, by their path on this host."""
         found = self._known.get(place)

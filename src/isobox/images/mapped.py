@@ -36,7 +36,7 @@ from .compression import Readable
 from .digest import Digest
 from .layers import LayerUnpacked, unpack_layer
 
-__all__ = ["Mapped", "main"]
+__all__ = ["Mapped", "main", "module_path"]
 
 _CODE: Final = "import sys; sys.path[:] = sys.argv[1:]; from isobox.images.mapped import main; main()"
 _PIECE: Final = 1 << 18
@@ -55,7 +55,7 @@ class Mapped:
     def __init__(self, id_map: IdMap) -> None:
         self._owner = os.getpid()
         self._usable = False
-        command = [sys.executable or "python3", "-I", "-S", "-B", "-c", _CODE, *_path()]
+        command = [sys.executable or "python3", "-I", "-S", "-B", "-c", _CODE, *module_path()]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/")
         try:
@@ -162,7 +162,7 @@ class Mapped:
             self.close()
 
 
-def _path() -> list[str]:
+def module_path() -> list[str]:
     """Where this process has its modules from; isobox too, which something else than the path may find."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return [*(os.path.abspath(entry) for entry in sys.path if entry), here]

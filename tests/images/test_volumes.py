@@ -1,0 +1,193 @@
+"""Named volumes: made, filled from an image, shared, removed; by several processes and after SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import isobox
+from archives import entry, folder, link, packed
+from isobox import Container, Image, Mount, NotFound, StateError, Volume
+from leftovers import nothing_left
+from made import archive, base
+from patience import patient
+from programs import said, sh
+
+pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
+
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """One with a folder of many kinds of files at /data, in two layers."""
+    below = packed(
+        entry("data/hidden", b"x"),
+        folder("data/gone"),
+        entry("data/gone/x", b"x"),
+        entry("data/changed", b"1"),
+        folder("data/merged"),
+        entry("data/merged/one", b"1"),
+        folder("data/opaque"),
+        entry("data/opaque/one", b"1"),
+    )
+    above = packed(
+        entry("data", type=tarfile.DIRTYPE, mode=0o1770, uid=1000, gid=1000, mtime=7),
+        entry("data/.wh.hidden"),
+        entry("data/.wh.gone"),
+        entry("data/changed", b"2", mode=0o604, uid=1000, gid=1000, mtime=5),
+        entry("data/same", type=tarfile.LNKTYPE, linkname="data/changed"),
+        entry("data/merged/two", b"2", mode=0o000),
+        entry("data/opaque/.wh..wh..opq"),
+        entry("data/opaque/two", b"2"),
+        link("data/link", "/etc/passwd"),
+        folder("data/closed", mode=0o500),
+        entry("data/closed/file", b"c"),
+    )
+    return Image.load(archive(tmp_path / "app.tar", base(), below, above, run={}))
+
+
+class TestFirstContent:
+    def test_of_the_image(self, image: Image) -> None:
+        with Container("app:1") as plain, Container("app:1", mounts=["web:/data"]) as box:
+            names = said(plain, ["/bin/busybox", "find", "/data"])
+            assert "hidden" not in names and "/data/opaque/two" in names and "opaque/one" not in names
+            script = "busybox find /data | busybox sort | busybox xargs stat -c '%n %a %u:%g %F %Y'"
+            assert sh(box, script) == sh(plain, script)
+            assert sh(box, "cat /data/changed /data/merged/* /data/closed/file") == "2" + "12" + "c"
+            assert sh(box, "stat -c %h /data/same") == "2\n"
+            assert box.changes() == []
+
+    def test_once(self, image: Image) -> None:
+        with Container("app:1", mounts=["web:/data"]) as box:
+            sh(box, "rm -r /data/*; echo own > /data/own")
+        with Container("app:1", mounts=[Mount.volume("web", "/data", read_only=True)]) as box:
+            assert said(box, ["ls", "/data"]) == "own\n"
+            with pytest.raises(OSError, match="Read-only"):
+                box.write_bytes("/data/x", b"")
+
+    def test_none(self, image: Image) -> None:
+        """Where the image has nothing, and on the host image, it is empty."""
+        with Container("app:1", mounts=["web:/no/such"]) as box:
+            assert said(box, ["ls", "/no/such"]) == ""
+            box.write_bytes("/no/such/file", b"kept")
+        assert isobox.run(["cat", "/data/file"], mounts=["web:/data:ro"]).stdout == b"kept"
+
+    def test_many_at_once(self, image: Image) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            run = lambda _: isobox.run(["cat", "/data/changed"], "app:1", mounts=["web:/data"]).stdout  # noqa: E731
+            assert list(pool.map(run, range(4))) == [b"2"] * 4
+        assert [volume.name for volume in Volume.all()] == ["web"]
+
+    def test_a_failure(self, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing half-made is seen, and the next try works."""
+        with monkeypatch.context() as broken:
+            broken.setattr("isobox.images.seed.seed", half)
+            with pytest.raises(isobox.SetupError, match="No space"):
+                isobox.run(["true"], "app:1", mounts=["web:/data"])
+        assert os.listdir(Volume.get("web").path) == []
+        assert not Volume.get("web").in_use
+        with Container("app:1", mounts=["web:/data"]) as box:
+            assert said(box, ["cat", "/data/changed"]) == "2"
+
+    def test_killed_on_the_way(self, image: Image, data: Path) -> None:
+        code = (
+            "import isobox, os; from isobox.images import seed\n"
+            "def half(lowers, path, into):\n"
+            "    open(into + '/half', 'w').close(); os.kill(os.getpid(), 9)\n"
+            "seed.seed = half\n"
+            "isobox.run(['true'], 'app:1', mounts=['web:/data'])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], timeout=patient(60))
+        assert done.returncode == -9 and len(os.listdir(data / "volumes/web")) == 3
+        with Container("app:1", mounts=["web:/data"]) as box:
+            assert "changed" in said(box, ["ls", "/data"])
+        assert sorted(os.listdir(data / "volumes/web")) == ["data", "lock"]
+
+
+def half(lowers: object, path: str, into: str) -> None:
+    Path(into, "half").write_bytes(b"x")
+    raise isobox.SetupError(28, "copy", stage="volume")
+
+
+class TestLife:
+    def test_shared_and_kept(self, image: Image) -> None:
+        with Container("app:1", mounts=["web:/a"]) as one, Container("app:1", mounts=["web:/b"]) as two:
+            one.write_bytes("/a/file", b"x")
+            assert two.read_bytes("/b/file") == b"x"
+            assert sh(two, "stat -c %u:%g /b /b/file").split() == ["0:0", "0:0"]
+        assert isobox.run(["cat", "/c/file"], "app:1", mounts=["web:/c"]).stdout == b"x"
+
+    def test_in_use(self, image: Image, data: Path) -> None:
+        volume = Volume.create("web")
+        assert Volume.create("web") == volume and not volume.in_use
+        with Container("app:1", mounts=["web:/a", "web:/b"]) as box:
+            assert volume.in_use
+            with pytest.raises(StateError, match="volume web: a container uses it"):
+                volume.remove()
+            assert "uses it" in isobox_command("volume", "rm", "web", status=125)
+            assert Volume.prune() == []
+            box.write_bytes("/a/x", b"")
+        volume.remove()
+        assert os.listdir(data / "volumes") == [".lock"] and Volume.all() == []
+        with pytest.raises(NotFound, match="no volume web"):
+            Volume.get("web")
+        with pytest.raises(NotFound):
+            volume.remove()
+
+    def test_what_containers_wrote_goes(self, image: Image) -> None:
+        with Container("app:1", mounts=["web:/a"]) as box:
+            sh(box, "mkdir -p /a/b/c; echo > /a/b/c/d; chmod 000 /a/b/c /a/b")
+            if box.exec(["/bin/busybox", "chown", "7:7", "/a/b"]).ok:
+                assert sh(box, "stat -c %u /a/b") == "7\n"
+        assert [volume.name for volume in Volume.prune()] == ["web"]
+        assert Volume.all() == []
+
+    def test_leaves_nothing(self, image: Image) -> None:
+        Volume.create("web")
+        with nothing_left():
+            isobox.run(["true"], "app:1", mounts=["web:/data"]).check()
+            with pytest.raises(isobox.ExecError):
+                isobox.run(["no-such"], "app:1", mounts=["web:/data"])
+
+    def test_of_the_containers_own(self, image: Image) -> None:
+        for _ in range(2):
+            with Container("app:1", mounts=["/data"], read_only=True) as box:
+                assert sh(box, "ls /data/own; echo x > /data/own; cat /data/changed; true") == "2"
+                assert box.changes() == []
+        assert Volume.all() == []
+
+    def test_explained(self, image: Image, data: Path) -> None:
+        assert f"{data}/volumes/web/data" in Container("app:1", mounts=["web:/data"]).explain()
+        assert Volume.all() == []
+
+
+def test_command_line(image: Image) -> None:
+    assert isobox_command("volume", "ls") == "NAME  IN USE  CREATED\n"
+    assert isobox_command("volume", "create", "lock") == "lock\n"
+    assert isobox_command("run", "-v", "web:/data", "app:1", "cat", "/data/changed") == "2"
+    assert isobox_command("volume", "ls", "-q") == "lock\nweb\n"
+    assert isobox_command("volume", "ls").splitlines()[1].split()[:2] == ["lock", "no"]
+    (found,) = json.loads(isobox_command("volume", "inspect", "web"))
+    assert (found["Name"], found["InUse"], found["Mountpoint"]) == ("web", False, Volume.get("web").path)
+    assert "no volume none" in isobox_command("volume", "inspect", "none", status=125)
+    assert isobox_command("volume", "rm", "lock") == "lock\n"
+    assert "--force" in isobox_command("volume", "prune", status=125)
+    assert isobox_command("volume", "prune", "-f") == "web\n"
+
+
+def isobox_command(*args: str, status: int = 0) -> str:
+    """What a command writes to stdout; to stderr where it is to fail."""
+    command = [sys.executable, "-m", "isobox.cli", *args]
+    done = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=patient(60)
+    )
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return done.stdout if status == 0 else done.stderr
