@@ -151,7 +151,7 @@ class Client:
         what: str,
     ) -> Response:
         origin = self._find_origin()
-        url = urljoin(origin, path)
+        url = _joined(origin, path, what)
         plain = origin.startswith("http:")
         own = _same_origin(url, origin)
         given = self._authorization.header(scopes, plain=plain) if own else None
@@ -186,7 +186,7 @@ class Client:
             response.close()
             if response.status == 303 and method != "HEAD":
                 method, body = "GET", None
-            url = self._checked(urljoin(url, location), what)
+            url = self._checked(_joined(url, location, what), what)
         raise RegistryError(f"{what}: more than {_MOST_REDIRECTS} redirects")
 
     def _checked(self, url: str, what: str) -> str:
@@ -258,6 +258,17 @@ class Client:
 
 def _reading(repositories: Collection[str]) -> list[str]:
     return [f"repository:{name}:pull" for name in repositories]
+
+
+def _joined(url: str, location: str, what: str) -> str:
+    try:
+        joined = urljoin(url, location)
+        split(joined)
+    except (ValueError, RegistryError):
+        raise RegistryError(
+            f"{what}: it leads to {shown(bare(location))}, which is no address that can be asked"
+        ) from None
+    return joined
 
 
 def _shown_path(path: str) -> str:
