@@ -35,6 +35,7 @@ from .rootfs.views import visible_cpus
 from .shared import shared
 from .shells import thaw_at_end
 from .show import show
+from .sources import Closed
 from .spec import Args, ContainerSpec, ExecSpec
 from .start import Launched, claim_name, explain_plan, launch, make_id
 from .usage import Usage
@@ -462,7 +463,10 @@ class Container:
         begun = rootfs.begun
         made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
         own = [*(ETC if rootfs.etc is not None else ()), *launched.volumes]
-        return changes(launched.control, rootfs.trees, rootfs.skeleton, made, own=own, begun=begun)
+        with Closed(launched.id_map) as closed:
+            return changes(
+                launched.control, rootfs.trees, rootfs.skeleton, made, own=own, begun=begun, look=closed.look
+            )
 
     # Snapshots
 

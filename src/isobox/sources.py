@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, define, field, frozen
@@ -17,6 +18,7 @@ from attrs import Factory, define, field, frozen
 from . import forks
 from .checks import is_path, target
 from .errors import ImageError, SpecError, StateError, shown
+from .idmap import IdMap
 from .interrupts import Undisturbed
 from .rootfs.etc import etc_mode
 from .rootfs.folder import NEEDED, folder_image
@@ -26,6 +28,7 @@ from .spec import ContainerSpec
 
 if TYPE_CHECKING:
     from .images.local import LocalImage
+    from .images.mapped import Mapped
 
 _MOST_VOLUMES: Final = 64
 _DEEPEST_VOLUME: Final = 32
@@ -86,6 +89,37 @@ class Origin:
 
     def __del__(self) -> None:  # an error or Ctrl-C on its way to whoever was to hold it
         self._stack.close()
+
+
+class Closed:
+    """What is closed to this ordinary user in the layers of a container, though they are its own.
+
+    There the container's other users are ids of ``/etc/subuid``. Only a process with the container's ids can
+    look: it is started when something is asked, and ends with the ``with`` block.
+    """
+
+    def __init__(self, id_map: IdMap | None) -> None:
+        self._id_map = id_map if id_map is not None and id_map.needs_newuidmap else None
+        self._mapped: Mapped | None = None
+
+    def look(self, path: str) -> tuple[os.stat_result, bool, list[str]] | None:
+        """As `isobox.images.mapped.Mapped.look` does it; None where there are no such ids."""
+        if self._id_map is None:
+            return None
+        if self._mapped is None:
+            with forks.whole:
+                from .images.mapped import Mapped
+            self._mapped = Mapped(self._id_map)
+        return self._mapped.look(path)
+
+    def __enter__(self) -> Closed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._mapped is not None:
+            self._mapped.close()
 
 
 def open_origin(spec: ContainerSpec, shared: Shared) -> Origin:

@@ -182,6 +182,43 @@ class TestOwners:
         Image.get("owned:1").remove()
         assert os.listdir(unpacked()) == []
 
+    def test_changes_where_this_user_may_not_look(self, tmp_path: Path) -> None:
+        """In directories that are closed to all but one user of the container."""
+        directory = tarfile.DIRTYPE
+        layer = packed(
+            folder("./"),
+            folder("bin"),
+            entry("bin/busybox", busybox(), mode=0o755),
+            *[link(f"bin/{name}", "busybox") for name in "sh rm mkdir touch chmod".split()],
+            self.owned("c", 999, 998, type=directory, mode=0o700),
+            self.owned("c/deep", 997, 996, type=directory, mode=0o711),
+            self.owned("c/deep/kept", 5, 5),
+            self.owned("c/deep/changed", 5, 5, mode=0o600),
+            self.owned("c/removed", 999, 998),
+            self.owned("c/anew", 999, 998, type=directory, mode=0o700),
+            self.owned("c/anew/gone", 999, 998),
+            self.owned("c/anew/back", 999, 998),
+        )
+        above = packed(
+            self.owned("c/opaque", 999, 998, type=directory, mode=0o700),
+            self.owned("c/opaque/.wh..wh..opq", 0, 0),
+        )
+        Image.load(archive(tmp_path / "closed.tar", layer, above, tags=("closed:1",), run={}))
+        with Container("closed:1", user="0", env={"PATH": "/bin"}) as box:
+            assert box.changes() == []
+            sh(box, "echo x >> c/deep/changed; touch c/deep/new c/opaque/new; rm c/removed; chmod 750 c")
+            sh(box, "rm -r c/anew; mkdir -m 700 c/anew; touch c/anew/back")
+            assert box.changes() == [
+                Change("modified", "/c"),
+                Change("modified", "/c/anew"),
+                Change("modified", "/c/anew/back"),
+                Change("deleted", "/c/anew/gone"),
+                Change("modified", "/c/deep/changed"),
+                Change("added", "/c/deep/new"),
+                Change("added", "/c/opaque/new"),
+                Change("deleted", "/c/removed"),
+            ]
+
     @pytest.mark.requires("ordinary_user")
     def test_an_owner_that_this_user_may_not_have(self, tmp_path: Path) -> None:
         layer = packed(self.owned("x", 2_000_000_000, 0))

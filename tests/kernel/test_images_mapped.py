@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import os
 import signal
+import stat
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from archives import entry, folder, packed
+from archives import entry, folder, link, packed
 from isobox import idmap
 from isobox.errors import DigestMismatch, SetupError, UnpackError
 from isobox.images.digest import Digest
@@ -104,7 +106,7 @@ def test_ids_that_this_user_may_not_have() -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(SetupError, match="uid range"):
         Mapped(foreign)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # what earlier tests kept for a while may go meanwhile
 
 
 def test_it_ends_with_its_input(tmp_path: Path) -> None:
@@ -119,4 +121,26 @@ def test_it_ends_with_its_input(tmp_path: Path) -> None:
         del made
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # what earlier tests kept for a while may go meanwhile
+
+
+def test_what_is_closed_to_this_user(mapped: Mapped, tmp_path: Path) -> None:
+    members = [folder("./"), entry("c", type=tarfile.DIRTYPE, uid=999, gid=42, mode=0o700)]
+    members += [entry("c/f", b"1", uid=5, gid=6, mode=0o640), link("c/l", "/etc/shadow"), entry("c/.wh.w")]
+    unpack(mapped, tmp_path / "layer", packed(*members, entry("c/.wh..wh..opq")))
+    place = str(tmp_path / "layer/c")
+    with pytest.raises(PermissionError):
+        os.listdir(place)
+    found = mapped.look(place)
+    assert found is not None and found[1] and sorted(found[2]) == ["f", "l", "w"]
+    assert stat.filemode(found[0].st_mode) == "drwx------" and found[0].st_uid == host_id(999)
+    found = mapped.look(f"{place}/f")
+    assert found is not None and not found[1] and found[2] == []
+    assert stat.filemode(found[0].st_mode) == "-rw-r-----" and found[0].st_uid == host_id(5)
+    found = mapped.look(f"{place}/l")
+    assert found is not None and stat.S_ISLNK(found[0].st_mode)
+    found = mapped.look(f"{place}/w")
+    assert found is not None and stat.S_ISCHR(found[0].st_mode) and found[0].st_rdev == 0
+    for path in (f"{place}/none", f"{place}/f/below", "/proc/1/cwd/x", "/root/x"):
+        assert mapped.look(path) is None
+    assert mapped.usable

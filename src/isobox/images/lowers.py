@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from .unpacking import Place
 
-__all__ = ["OPAQUE", "Lowers"]
+__all__ = ["OPAQUE", "Lowers", "is_opaque"]
 
 OPAQUE = ("user.overlay.opaque", "trusted.overlay.opaque")
 """Of a directory that hides those below: in a container with a user namespace of its own, and in others."""
@@ -30,7 +30,7 @@ class Lowers:
         tops: list[tuple[bytes, os.stat_result]] = []
         for path in () if () in cut else map(os.fsencode, paths):
             tops.append((path, os.stat(path)))
-            if _opaque(path):
+            if is_opaque(path):
                 break
         self._known[()] = tuple(tops)
 
@@ -62,12 +62,13 @@ class Lowers:
             if not stat.S_ISDIR(status.st_mode):
                 break  # a whiteout or a file hides the layers under it
             merged.append((path, status))
-            if _opaque(path):
+            if is_opaque(path):
                 break
         return tuple(merged)
 
 
-def _opaque(path: bytes) -> bool:
+def is_opaque(path: bytes) -> bool:
+    """Whether a directory hides those below, as an overlay sees it."""
     for name in OPAQUE:
         try:
             if os.getxattr(path, name, follow_symlinks=False) == b"y":

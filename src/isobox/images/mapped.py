@@ -5,8 +5,8 @@ container with the same map needs. A process can enter a new user namespace alon
 started that runs this file's `main`. It reads requests and layers from its standard input, and answers each
 with a line.
 
-    request:  4 bytes, its size (big-endian); JSON
-    layer:    any number of pieces, each as above with 4 bytes in front; 4 bytes of 0 at its end
+    request:  4 bytes, its size (big-endian); JSON: a layer to unpack, or a path to look at
+    layer:    after its request: pieces, each with 4 bytes in front as above; at last 4 bytes of 0
     answer:   JSON and a newline; the first comes when it is root there
 
 It ends after an error, and with its standard input: so with the process that started it.
@@ -20,9 +20,10 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import IO, Any, Final
 
@@ -30,11 +31,12 @@ from attrs import asdict
 
 from isobox import discard, idmap
 from isobox.errors import DigestMismatch, IsoboxError, SetupError, UnpackError, UnsupportedError
-from isobox.idmap import IdMap
+from isobox.idmap import IdMap, Line
 
 from .compression import Readable
 from .digest import Digest
 from .layers import LayerUnpacked, unpack_layer
+from .lowers import is_opaque
 
 __all__ = ["Mapped", "main", "module_path"]
 
@@ -42,7 +44,7 @@ _CODE: Final = "import sys; sys.path[:] = sys.argv[1:]; from isobox.images.mappe
 _PIECE: Final = 1 << 18
 _PIPE: Final = 1 << 20  # what every user may have: /proc/sys/fs/pipe-max-size
 _SIZE: Final = 4
-_LONGEST: Final = 1 << 16  # bytes of an answer
+_LONGEST: Final = 1 << 28  # bytes of an answer: the names in a directory
 
 
 class Mapped:
@@ -55,6 +57,7 @@ class Mapped:
     def __init__(self, id_map: IdMap) -> None:
         self._owner = os.getpid()
         self._usable = False
+        self._id_map = id_map
         command = [sys.executable or "python3", "-I", "-S", "-B", "-c", _CODE, *module_path()]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/")
@@ -106,6 +109,29 @@ class Mapped:
             raise _error(answer, into) or self._lost()
         self._usable = True
         return made
+
+    def look(self, path: str) -> tuple[os.stat_result, bool, list[str]] | None:
+        """Return what lies at a path that may be closed to this user; None: nothing. Owners are the host's.
+
+        Also whether it is an opaque directory of an overlay, and the names in it. No link is followed at its
+        end. Raises `SetupError`.
+        """
+        self._usable = False
+        with contextlib.suppress(BrokenPipeError):
+            self._request({"look": path})
+        answer = self._answer()
+        try:
+            if answer["seen"] is None:
+                seen = None
+            else:
+                mode, uid, gid, device, opaque = map(int, answer["seen"])
+                owner = _host_id(self._id_map.uid_lines, uid), _host_id(self._id_map.gid_lines, gid)
+                status = os.stat_result((mode, 0, 0, 1, *owner, 0, 0, 0, 0), {"st_rdev": device})
+                seen = status, bool(opaque), [str(name) for name in answer["names"]]
+        except (KeyError, TypeError, ValueError):
+            raise self._lost() from None
+        self._usable = True
+        return seen
 
     def _request(self, request: dict[str, Any]) -> None:
         self._send(json.dumps(request).encode())
@@ -160,6 +186,14 @@ class Mapped:
     def __del__(self) -> None:
         if hasattr(self, "_process"):
             self.close()
+
+
+def _host_id(lines: Iterable[Line], inside: int) -> int:
+    """Of one that the map doesn't have, what the kernel shows."""
+    try:
+        return idmap.outside(lines, inside)
+    except LookupError:
+        return 65534
 
 
 def module_path() -> list[str]:
@@ -217,9 +251,8 @@ def _say(answer: dict[str, Any]) -> None:
 
 def main() -> None:
     """Serve one `Mapped`, on standard input and output."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the process that started this one, which ends it
+    # Ctrl-C is for the process that started this one, which ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     discard.new_user_namespace()
     _say({"ready": True})
     requests = sys.stdin.buffer
@@ -232,8 +265,21 @@ def main() -> None:
             pass
 
 
+def _seen(path: str) -> dict[str, Any]:
+    try:
+        found = os.lstat(path)
+        names = os.listdir(path) if stat.S_ISDIR(found.st_mode) else []
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the container has no more rights
+        return {"seen": None}
+    seen = [found.st_mode, found.st_uid, found.st_gid, found.st_rdev, is_opaque(os.fsencode(path))]
+    return {"seen": seen, "names": names}
+
+
 def _serve(requests: IO[bytes]) -> bool:
     request = json.loads(requests.read(_read_size(requests)))
+    if "look" in request:
+        _say(_seen(request["look"]))
+        return True
     pieces = _Pieces(requests)
     try:
         made = unpack_layer(

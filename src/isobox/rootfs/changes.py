@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 from attrs import frozen
@@ -47,6 +48,7 @@ def changes(
     *,
     own: Iterable[str] = (),
     begun: Sequence[Begun] = (),
+    look: Look | None = None,
     most: int = 1_000_000,
 ) -> list[Change]:
     """List what was added, modified and deleted, sorted by path.
@@ -57,7 +59,8 @@ def changes(
     directories that lead to all these) is left out, what programs put into it is not. A file counts
     as modified as soon as it was opened for writing, since the kernel then copies it. `own` are files and
     directories that are never listed, whatever becomes of them and of what is in them. Below 128
-    directories in each other, only the topmost is listed. With `begun` it is the changes since then.
+    directories in each other, only the topmost is listed. With `begun` it is the changes since then. `look`
+    is asked for what is closed to this user in the layers; without it, that is not there.
 
     The container may run on: what vanishes meanwhile is not listed. Raises `SetupError` when there
     are more than `most`, and when something could not be looked at.
@@ -73,7 +76,7 @@ def changes(
         if tree.kind != "overlay":
             continue
         try:
-            for change in _Walk(inside, number + 1, tree, made, leading, never, begun).run():
+            for change in _Walk(inside, number + 1, tree, made, leading, never, begun, look).run():
                 found.append(change)
                 if len(found) > most:
                     raise SetupError(errno.E2BIG, f"more than {most} changes", stage="changes")
@@ -85,16 +88,62 @@ def changes(
     return sorted(found, key=lambda change: components(change.path))
 
 
+Look = Callable[[str], tuple[os.stat_result, bool, list[str]] | None]
+"""Looks at a path of a layer that is closed to this user: `isobox.images.mapped.Mapped.look`."""
+
+
 @frozen
 class _Lower:
-    """A directory of one lower layer, open; `shift` is added to its owners to get those inside.
+    """A directory of one lower layer; `shift` is added to its owners to get those inside.
 
-    `over`: it lies over what the tree hides.
+    `fd`: -1 where this user may not open it; then `look`, if there is one, is asked for what is at `path` and
+    below. `over`: it lies over what the tree hides.
     """
 
     fd: int
+    path: str
     shift: int
     over: bool = False
+    look: Look | None = None
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """What it has of that name; None for nothing."""
+        try:
+            if self.fd >= 0:
+                return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            pass
+        seen = self.look(f"{self.path}/{name}") if self.look is not None else None
+        return None if seen is None else seen[0]
+
+    def child(self, name: str) -> _Lower:
+        """The directory of that name, to be closed."""
+        fd = -1
+        if self.fd >= 0:
+            with contextlib.suppress(PermissionError):
+                fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
+        return _Lower(fd, f"{self.path}/{name}", self.shift, self.over, self.look)
+
+    def is_opaque(self) -> bool:
+        """Whether those below are hidden."""
+        if self.fd >= 0:
+            return _is_opaque(self.fd)
+        seen = self.look(self.path) if self.look is not None else None
+        return seen is not None and seen[1]
+
+    def names(self) -> list[str]:
+        """All that it has."""
+        if self.fd >= 0:
+            return os.listdir(self.fd)
+        seen = self.look(self.path) if self.look is not None else None
+        return [] if seen is None else seen[2]
+
+    def close(self) -> None:
+        """Once."""
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class _Walk:
@@ -113,7 +162,9 @@ class _Walk:
         leading: set[tuple[str, ...]],
         never: set[tuple[str, ...]],
         begun: Sequence[Begun],
+        look: Look | None,
     ) -> None:
+        self._look = look
         self._never = never
         self._holding = {path[:-1] for path in never}  # like the directories below, when they were made
         self._begun = begun
@@ -132,14 +183,17 @@ class _Walk:
         try:
             owner = os.fstat(upper).st_uid  # the container's root, as this process sees it
             for begun in self._begun:
-                lowers.append(_Lower(_open_begun(begun, self._base - 1), owner - begun.root, over=True))
+                fd = _open_begun(begun, self._base - 1)
+                place = f"/proc/{os.getpid()}/fd/{fd}"
+                lowers.append(_Lower(fd, place, owner - begun.root, over=True, look=self._look))
             for layer in self._layers:
-                lowers.append(_Lower(_open_layer(layer), owner if layer.idmap else 0))
+                shift = owner if layer.idmap else 0
+                lowers.append(_Lower(_open_layer(layer), layer.path, shift, look=self._look))
             yield from self._directory((), upper, lowers, fresh=False)
         finally:
             os.close(upper)
             for lower in lowers:
-                os.close(lower.fd)
+                lower.close()
 
     def _directory(
         self, place: tuple[str, ...], upper: int, lowers: Sequence[_Lower], *, fresh: bool
@@ -149,7 +203,7 @@ class _Walk:
         for name in names:
             yield from self._entry((*place, name), name, upper, lowers, fresh=fresh)
         if fresh:
-            gone = {name for lower in lowers for name in os.listdir(lower.fd)} - set(names)
+            gone = {name for lower in lowers for name in lower.names()} - set(names)
             for name in gone:
                 if (*place, name) not in self._hidden and (*self._target, *place, name) not in self._never:
                     yield self._change((*place, name), "deleted")
@@ -200,18 +254,14 @@ class _Walk:
             for lower, lower_status in below:
                 if not stat.S_ISDIR(lower_status.st_mode):
                     break  # hides the layers under it
-                try:
-                    child = os.open(name, _DIRECTORY, dir_fd=lower.fd)
-                except PermissionError:
-                    continue  # closed to this user, and so to the container
-                opened.append(_Lower(child, lower.shift, lower.over))
-                if _is_opaque(child):
+                opened.append(lower.child(name))
+                if opened[-1].is_opaque():
                     break
             yield from self._directory(place, fd, opened, fresh=replaced)
         finally:
             os.close(fd)
             for lower in opened:
-                os.close(lower.fd)
+                lower.close()
 
     def _stat(self, place: tuple[str, ...], name: str, upper: int) -> os.stat_result:
         try:
@@ -254,9 +304,8 @@ def _stats(name: str, lowers: Sequence[_Lower]) -> list[tuple[_Lower, os.stat_re
     """The entries of this name in the lower layers, topmost first, down to a whiteout."""
     found: list[tuple[_Lower, os.stat_result]] = []
     for lower in lowers:
-        try:
-            status = os.stat(name, dir_fd=lower.fd, follow_symlinks=False)
-        except (FileNotFoundError, PermissionError):
+        status = lower.stat(name)
+        if status is None:
             continue
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             break
