@@ -10,12 +10,15 @@ import resource
 import signal
 import stat
 import tarfile
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from archives import entry, packed
 from isobox import Image, SpecError
@@ -368,3 +371,41 @@ def test_names_with_a_digest(store: Store, tmp_path: Path) -> None:
     found = files(file.getvalue())
     assert json.loads(found["manifest.json"])[0]["RepoTags"] is None
     assert again(file.getvalue(), tmp_path).references() == (name,)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> list[tuple[list[int], list[str], bool]]:
+    """Layers, names and whether there is an index around it, for each of some images."""
+    names = draw(
+        st.lists(st.sampled_from(["a:1", "b:2", "localhost:5000/c:3", "d/e:4"]), unique=True, max_size=4)
+    )
+    found = []
+    for _ in range(draw(st.integers(1, 4))):
+        taken, names = (names[:2], names[2:]) if draw(st.booleans()) else ([], names)
+        found.append((draw(st.lists(st.integers(0, 2), max_size=4)), taken, draw(st.booleans())))
+    return found
+
+
+@given(images=images(), format=st.sampled_from(["oci", "docker", "oci-dir"]))
+@settings(max_examples=6)  # each waits for a disk many times
+def test_whatever_is_saved_comes_back(images: list[tuple[list[int], list[str], bool]], format: Any) -> None:
+    pool = (*LAYERS, packed(entry("c", b"3" * 10_000)))
+    with tempfile.TemporaryDirectory() as folder:
+        store, other = Store(f"{folder}/store"), Store(f"{folder}/other")
+        for layers, names, index in images:
+            descriptor = put(
+                store, *([] if index else names), layers=tuple(pool[number] for number in layers)
+            )
+            if index:
+                with store.lease():
+                    descriptor = Descriptor(OCI_INDEX, *store.add(Index((descriptor,)).encode()))
+                    for name in names:
+                        store.tag(Reference.parse(name), descriptor)
+                    if not names:
+                        store.keep(descriptor)
+        Image.save_all(store.images(), f"{folder}/saved", format=format)
+        back = Image.load_all(f"{folder}/saved", store=other)
+        assert other.entries() == store.entries() and sorted(back, key=hash) == sorted(
+            store.images(), key=hash
+        )
+        assert other.prune(unnamed=False).blobs == ()
