@@ -241,6 +241,18 @@ def teardown(bench: Bench) -> Case:
     return Case("stop and clean up", interleave("stop and clean up", subjects, bench.rounds(4, 12)))
 
 
+def snapshot(bench: Bench) -> Case:
+    """A snapshot of a container with 20 changed files, and what begins there. No engine has the like.
+
+    The nearest, `podman commit` and a start of the image, takes as long as a start of podman and more.
+    """
+    names = {"snapshot": "snapshot", "restore": "restore", "start": "start and stop from a snapshot"}
+    subjects = [Subject(title, bench.asked(do="snapshot", what=what), 5) for what, title in names.items()]
+    spaced = bench.asked(do="snapshot", what="restore", gap_ms=20)
+    subjects.append(Subject("restore, 20 ms apart", spaced, 12))
+    return Case("snapshots", interleave("snapshots", subjects, bench.rounds(4, 12)))
+
+
 def idle(bench: Bench) -> Case:
     """Memory of containers that wait."""
     containers = 100
@@ -305,6 +317,7 @@ CASES: dict[str, Callable[[Bench], Case]] = {
     "resident": resident,
     "threads": threaded,
     "teardown": teardown,
+    "snapshot": snapshot,
     "idle": idle,
     "stdout": stdout,
     "work": work,

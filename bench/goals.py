@@ -97,6 +97,11 @@ def _teardown(case: Case) -> list[Goal]:
     return found
 
 
+def _snapshot(case: Case) -> list[Goal]:
+    names = ("snapshot", "restore", "restore, 20 ms apart")
+    return [Goal(f"{what}, 20 files", "", case.median(what), 5e6, unit="ns") for what in names]
+
+
 def _threads(case: Case) -> list[Goal]:
     value = _ratio(case, "isobox.run, two threads", "isobox.run, one thread")
     floor = _ratio(case, "floor, two processes", "floor, one process")
@@ -145,6 +150,7 @@ def goals(cases: Mapping[str, Case]) -> list[Goal]:
         "exec": _exec,
         "resident": _resident,
         "teardown": _teardown,
+        "snapshot": _snapshot,
         "threads": _threads,
         "idle": _idle,
         "stdout": _stdout,

@@ -164,6 +164,32 @@ class Measurements:
             samples += _times(1, box.remove)
         return samples
 
+    def snapshot(self, count: int, what: str, gap_ms: float = 0, files: int = 20) -> list[int]:
+        """Container.snapshot, Container.restore, or a container from one made and removed; nanoseconds.
+
+        The container has changed so many files of a few KB.
+        """
+        samples = []
+        with self.container() as box:
+            for number in range(files):
+                box.write_bytes(f"/changed-{number}", bytes(3000))
+            with box.snapshot() as taken:
+                for _ in range(count):
+                    if what == "snapshot":
+                        begin = time.perf_counter_ns()
+                        one = box.snapshot()
+                        samples.append(time.perf_counter_ns() - begin)
+                        one.close()
+                    elif what == "restore":
+                        samples += _times(1, lambda: box.restore(taken), gap_ms)
+                    else:
+                        samples += _times(1, lambda: self._begun(taken), gap_ms)
+        return samples
+
+    def _begun(self, taken: isobox.Snapshot) -> None:
+        with isobox.Container(taken, **self.options()):
+            pass
+
     def idle(self, containers: int, network: str) -> list[float]:
         """Bytes of the machine's memory that each of so many waiting containers takes."""
         with self.container(network=network):

@@ -19,6 +19,7 @@ REFERENCES = {
     "resident": ("isobox.run, 10 MB", "exec, 10 MB"),
     "threads": ("floor, one process", "isobox.run, one thread"),
     "teardown": ("floor, 0 processes", "floor, 100 processes"),
+    "snapshot": (),
     "idle": ("floor", "floor, host network"),
     "stdout": ("floor: a pipe of 1 MiB", "subprocess.run, captured"),
     "work": (),

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
@@ -66,6 +66,13 @@ def late_namespaces(namespaces: Mapping[str, str], unified: bool) -> int:
     return late | (CLONE_NEWTIME if namespaces["time"] == "private" else 0)
 
 
+class Holdable(Protocol):
+    """What has to stay while a shell is made of it."""
+
+    def hold(self, stack: ExitStack) -> None:
+        """Keep it until the stack is closed. Raises `StateError` once it is gone."""
+
+
 @frozen(slots=False)
 class Wanted:
     """The kind of a shell."""
@@ -84,6 +91,7 @@ class Wanted:
     mounts: tuple[Placed, ...]
     files: tuple[tuple[str, bytes], ...] = ()
     volumes: tuple[str, ...] = ()
+    begun: Holdable | None = field(default=None, eq=False, repr=False)
 
     @property
     def flags(self) -> int:
@@ -478,16 +486,30 @@ class Shells:
         return True
 
     def _make(self, wanted: Wanted) -> None:
-        try:
-            shell = make_shell(wanted, self.shared)
-        except (IsoboxError, OSError):
-            return  # the next start's own attempt will say it
+        with ExitStack() as held:
+            try:
+                if wanted.begun is not None:
+                    wanted.begun.hold(held)
+                shell = make_shell(wanted, self.shared)
+            except (IsoboxError, OSError):
+                return  # the next start's own attempt will say it
+            with self._changed:
+                ready = self._ready.setdefault(wanted, deque())
+                if not self._closed and not ready:
+                    ready.append(shell)
+                    return
+            shell.close()
+
+    def forget(self, rootfs: Rootfs) -> None:
+        """End those that wait with this root file system, which is about to go."""
         with self._changed:
-            ready = self._ready.setdefault(wanted, deque())
-            if not self._closed and not ready:
-                ready.append(shell)
-                return
-        shell.close()
+            gone = [wanted for wanted in self._ready if wanted.rootfs is rootfs]
+            shells = [shell for wanted in gone for shell in self._ready.pop(wanted)]
+            for wanted in [wanted for wanted in self._starts if wanted.rootfs is rootfs]:
+                del self._starts[wanted]
+        for shell in shells:
+            with suppress(IsoboxError, OSError):
+                shell.close()
 
     def _outdated(self) -> list[Shell]:
         before = time.monotonic() - IDLE_SECONDS

@@ -28,7 +28,7 @@ from .plan.copy import Copying, copy_plan
 from .plan.ops import Op, describe, encode
 from .rootfs.layers import Begun, Rootfs
 from .shared import Shared
-from .shells import Descriptors, idmapped, start_init, thaw_at_end
+from .shells import Descriptors, idmapped, shells, start_init, thaw_at_end
 from .sources import Origin
 from .spec import ContainerSpec
 from .start import Launched
@@ -158,7 +158,7 @@ def take_snapshot(launched: Launched, spec: ContainerSpec, shared: Shared, upper
             else:
                 kept.callback(os.close, fd)
                 begun = evolve(begun, fd=fd)
-            return _made(launched, spec, begun, kept)
+            return _made(launched, spec, shared, begun, kept)
 
 
 def _prepare(
@@ -260,7 +260,7 @@ def _error(ops: Sequence[Op], reply: _native.Reply) -> SetupError:
     return SetupError(number, describe(op, 0), stage="snapshot", op=name, hint=hint(op.name, number, op))
 
 
-def _made(launched: Launched, spec: ContainerSpec, begun: Begun, kept: ExitStack) -> Snapshot:
+def _made(launched: Launched, spec: ContainerSpec, shared: Shared, begun: Begun, kept: ExitStack) -> Snapshot:
     source = launched.origin.source
     rootfs = source.rootfs
     launched.origin.hold(kept)
@@ -273,4 +273,6 @@ def _made(launched: Launched, spec: ContainerSpec, begun: Begun, kept: ExitStack
         etc=None if rootfs.etc is None else _etc(begun),
         begun=(begun, *rootfs.begun),
     )
+    shared.keep(rootfs)
+    kept.callback(shells(shared).forget, rootfs)
     return Snapshot(spec.image, spec.userns, Origin(evolve(source, rootfs=rootfs), kept.pop_all()))

@@ -136,6 +136,8 @@ def _launch(
     stack.callback(table.close)
     with Undisturbed():
         wanted = _wanted(spec, shared, origin.source, mask, hostname, stack)
+        if rootfs.begun:
+            wanted = evolve(wanted, begun=origin)
         shell = shells(shared).take(wanted)
         stack.callback(shell.close)
         # From here on the shell prepares its root file system by itself; meanwhile, on this side:

@@ -41,6 +41,8 @@ def work(rounds: int) -> None:
             if FREEZES:
                 c.pause()
                 c.resume()
+            with c.snapshot() as snapshot:
+                c.restore(snapshot)
             with isobox.Container("host", upper="disk") as other:
                 other.exec(["sh", "-c", "mkdir /tmp/a; echo > /tmp/a/b"])
 

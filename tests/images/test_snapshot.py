@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,21 @@ import pytest
 
 import isobox
 import listing
-from isobox import Change, Container, Image, Mount, SetupError, Snapshot, SpecError, StateError, host, idmap
+from isobox import (
+    Change,
+    Container,
+    Image,
+    Mount,
+    SetupError,
+    Snapshot,
+    SpecError,
+    StateError,
+    UnsupportedError,
+    host,
+    idmap,
+    shared,
+    shells,
+)
 from leftovers import descendants, nothing_left, wait_until
 from made import archive, base, upper
 from patience import patient
@@ -89,6 +104,12 @@ def files(box: Container, path: str = "/data") -> Any:
         else ["true"],
     )
     return json.loads(shown), acl
+
+
+def ready(taken: Snapshot) -> bool:
+    """Whether a shell waits for the next container that begins there."""
+    kept = shells.shells(shared.shared())._ready
+    return any(wanted.rootfs is taken.origin.source.rootfs and kept[wanted] for wanted in list(kept))
 
 
 def state(box: Container) -> str:
@@ -265,6 +286,56 @@ for n in range(10**9):
                 box.pause()
                 box.restore(taken)
                 assert state(box) == "running" and box.read_text("/a") == "1"
+
+    def test_many_at_once(self) -> None:
+        """Each has a layer of its own, whoever else begins there at the same time."""
+        with Container() as box:
+            sh(box, "echo 0 > /number; mkdir /d; echo x > /d/x")
+            taken = box.snapshot()
+
+        def one(number: int) -> str:
+            with Container(taken) as mine:
+                sh(mine, f"echo {number} >> /number; rm -r /d")
+                return sh(mine, "cat /number; ls -d /d 2>&1 | wc -l")
+
+        with taken, ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(one, range(24)))
+            assert found == [f"0\n{number}\n1\n" for number in range(24)]
+            with Container(taken) as last:
+                assert sh(last, "cat /number; ls /d") == "0\nx\n"
+
+    def test_ready_ones_go_with_it(self) -> None:
+        """What is prepared for the next container does not keep a closed snapshot, nor serves anybody."""
+        with Container() as box, box.snapshot() as other:
+            with box.snapshot() as taken:
+                for _ in range(3):
+                    box.restore(taken)
+                assert wait_until(lambda: ready(taken)), "nothing is prepared"
+                before = box.pid
+                box.restore(taken)
+                assert box.pid != before
+                assert wait_until(lambda: ready(taken))
+                rootfs = taken.origin.source.rootfs
+                box.restore(other)
+            assert not [wanted for wanted in shells.shells(shared.shared())._ready if wanted.rootfs is rootfs]
+            sh(box, "true")
+
+    def test_before_linux_6_15(self, monkeypatch: pytest.MonkeyPatch, data: Path, image: Image) -> None:
+        """Copies of detached mounts can't be had: it lies on disk, or it is said that this can't be."""
+        monkeypatch.setattr(host.HostFeatures, "detached_copies", False)
+        with Container("app:1") as box:
+            sh(box, "rm -r /data; mkdir /data; echo 1 > /data/own; chown 3:4 /data/own || true")
+            with box.snapshot() as taken:
+                assert "/owners/" in taken.origin.source.rootfs.begun[0].path
+                with Container(taken) as other:
+                    assert sh(other, "ls /data; cat /data/own") == "own\n1\n"
+                    assert sh(other, "stat -c %u:%g /data/own") == sh(box, "stat -c %u:%g /data/own")
+                    assert other.changes() == []
+                    sh(other, "rm /data/own")
+                    assert other.changes() == [Change("deleted", "/data/own")]
+        if ROOT:
+            with Container() as box, pytest.raises(UnsupportedError, match=r"would lie in a layer.*6\.15"):
+                box.snapshot()
 
     def test_one_on_another(self) -> None:
         """Snapshots of containers that began at snapshots: each has what all before it had."""
