@@ -18,6 +18,19 @@ Path: TypeAlias = "str | os.PathLike[str]"
 Stream: TypeAlias = "int | IO[Any] | None"
 
 
+class ConfigOptions(TypedDict, total=False):
+    """What a new image has otherwise than the one that it is made from; None: as there."""
+
+    env: Mapping[str, str | None] | None
+    workdir: str | None
+    user: str | int | None
+    entrypoint: Iterable[str] | None
+    cmd: Iterable[str] | None
+    labels: Mapping[str, str | None] | None
+    volumes: Iterable[str] | None
+    stop_signal: str | None
+
+
 class ContainerOptions(TypedDict, total=False):
     """Options of `Container`."""
 

@@ -27,6 +27,7 @@ from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser
 
 import requirements
+from isobox.shared import shared
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -118,8 +119,12 @@ def run_sh(example: Example) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(
+    page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    shared()  # made before its place changes
+    monkeypatch.setenv("ISOBOX_DATA_DIR", str(tmp_path_factory.mktemp("data")))
     document = Document.parse(
         str(page),
         CodeBlockParser("python", run_python),

@@ -15,8 +15,10 @@ from isobox.errors import ImageError, InvalidReference, NotFound, SpecError
 from .archive import load
 from .choose import Chosen, choose
 from .descriptor import Descriptor
+from .importing import import_folder, import_tar
 from .layout_folder import copy_images, load_folder
 from .local import own_layers, unused
+from .making import Changes
 from .model import ImageConfig
 from .outfile import replacing, writing
 from .platform import Platform, best
@@ -25,6 +27,10 @@ from .save import Saved, save, together
 from .store import Store
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from isobox.options import ConfigOptions
+
     from .registry.progress import Report
 
 __all__ = ["Format", "Image"]
@@ -36,8 +42,8 @@ Format: TypeAlias = Literal["oci", "docker", "oci-dir"]
 class Image:
     """An image of a store, this user's by default; what ``Container("debian:12")`` runs.
 
-    Made by `pull`, `load`, `get` and `all`. Two are equal where they have the same digest. It is read when
-    it is made, and knows nothing of names that others give or take later.
+    Made by `pull`, `load`, `from_dir`, `from_tar`, `get` and `all`. Two are equal where they have the same
+    digest. It is read when it is made, and knows nothing of names that others give or take later.
 
     >>> import isobox
     >>> for image in isobox.Image.all():
@@ -119,6 +125,60 @@ class Image:
             descriptor = pull(store, name, platform=wanted, progress=report, insecure=insecure, layers=layers)
         chosen = choose(store, descriptor, wanted)
         return cls(store, descriptor, chosen, _familiar(_names(store, descriptor)))
+
+    @classmethod
+    def from_dir(
+        cls,
+        path: str | os.PathLike[str],
+        reference: str | None = None,
+        *,
+        store: Store | None = None,
+        **changes: Unpack[ConfigOptions],
+    ) -> Image:
+        """Make an image of one layer, all that is in a folder; equal content gives an equal layer.
+
+        Links are kept as links, and what is mounted below the folder is left out. Owners are as they are
+        for root; an ordinary user's files belong to root in the image, and so do others' files, but for
+        those of subordinate ids, which belong to the users whom these stand for in its containers.
+
+        `reference`: its name; without one it stays until `Store.prune`. `changes`: what `Container.commit`
+        takes for the config. With SOURCE_DATE_EPOCH in the environment, that is the time of all that is
+        later. Raises `NotFound`, `ImageError`, `SpecError`.
+
+        >>> import tempfile
+        >>> from isobox import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     image = Image.from_dir(folder, "empty:1", cmd=["/bin/sh"])
+        >>> image.references, image.config.config.cmd
+        (('empty:1',), ('/bin/sh',))
+        >>> image.remove()
+        """
+        store = store or Store.default()
+        descriptor = import_folder(store, os.fspath(path), reference, Changes(**changes))
+        return cls.get(str(descriptor.digest), store=store)
+
+    @classmethod
+    def from_tar(
+        cls,
+        path: str | os.PathLike[str] | IO[bytes],
+        reference: str | None = None,
+        *,
+        store: Store | None = None,
+        **changes: Unpack[ConfigOptions],
+    ) -> Image:
+        """Make an image of one layer, the tar archive of a root file system.
+
+        The archive, plain or compressed with gzip, zstd or xz, may be a path or a binary file, which is read
+        to its end. The rest is as `from_dir` has it; the archive itself is not changed, and it is unpacked
+        by the first container. Raises `NotFound`, `UnpackError`, `ImageError`, `SpecError`.
+        """
+        store = store or Store.default()
+        if isinstance(path, str | os.PathLike):
+            with _opened(os.fspath(path)) as file:
+                descriptor = import_tar(store, file, reference, Changes(**changes))
+        else:
+            descriptor = import_tar(store, path, reference, Changes(**changes))
+        return cls.get(str(descriptor.digest), store=store)
 
     @classmethod
     def get(cls, name: str, *, store: Store | None = None) -> Image:
