@@ -21,16 +21,23 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from attrs import evolve
 
 from . import files as files
-from .errors import CgroupError, CleanupError, IsoboxError, SetupError, SpecError, StateError
+from . import forks
+from .errors import (
+    CgroupError,
+    CleanupError,
+    IsoboxError,
+    SetupError,
+    SpecError,
+    StateError,
+)
 from .exec import known, start_program
 from .explain import explain
 from .hints import hint
-from .options import PROGRAM_NAMES, ContainerOptions, ExecOptions, Path, ProgramOptions
+from .options import PROGRAM_NAMES, ConfigOptions, ContainerOptions, ExecOptions, Path, ProgramOptions
 from .process import Process
 from .programs import Programs, check_owner, ended
 from .result import Result
 from .rootfs.changes import Change, changes
-from .rootfs.etc import ETC
 from .rootfs.views import visible_cpus
 from .shared import shared
 from .shells import thaw_at_end
@@ -42,10 +49,11 @@ from .usage import Usage
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
+    from typing import IO, Self
 
     from typing_extensions import Unpack
 
+    from .images.image import Image
     from .snapshots import Snapshot, Uppers
     from .sources import Origin
 
@@ -460,13 +468,80 @@ class Container:
         """Return what the container changed in its root file system, sorted by path."""
         launched = self._running("changes").launched
         rootfs = launched.rootfs
-        begun = rootfs.begun
-        made = [mount.target for mount in self._spec.mounts] + [link.path for link in rootfs.links]
-        own = [*(ETC if rootfs.etc is not None else ()), *launched.volumes]
+        begun, made, own = rootfs.begun, self._made(launched), launched.own
         with Closed(launched.id_map) as closed:
             return changes(
                 launched.control, rootfs.trees, rootfs.skeleton, made, own=own, begun=begun, look=closed.look
             )
+
+    def _made(self, launched: Launched) -> list[str]:
+        """What isobox put into the root file system, beside the skeleton."""
+        return [mount.target for mount in self._spec.mounts] + [link.path for link in launched.rootfs.links]
+
+    # Images
+
+    def commit(
+        self,
+        reference: str,
+        *,
+        author: str | None = None,
+        message: str | None = None,
+        **changes: Unpack[ConfigOptions],
+    ) -> Image:
+        """Make an image of what the container is made of and has changed, and give it a name.
+
+        It has the layers of the container's image, and one more: its `changes()`, without what isobox made
+        itself and what lies in mounts. Where the container was started from a folder or a tar, a layer of
+        that is the first. Equal content, times included, gives an equal layer; with SOURCE_DATE_EPOCH in
+        the environment, that is the time of all that is later, and of the image. It is compressed by zlib,
+        whose output is the same wherever zlib is.
+
+        The config is the image's; nothing of what was given to the container gets into it, but `changes`:
+        `env` (variables over the image's; None takes one away), `workdir`, `user`, `entrypoint` (alone, it
+        takes the command away), `cmd`, `labels` (as `env`), `volumes` (more of them), `stop_signal`.
+
+        The container goes on; while its files are read it is frozen, where it can be, so that they are of one
+        moment. Where it began at a snapshot, that is a layer of its own.
+        Raises `UnsupportedError` for image="host", `StateError`, `InvalidReference`, `SpecError`, and
+        `ImageError` for what no layer can have (files named ``.wh.*``) and where the layers of its image are
+        gone from the store.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, Container(folder) as c:
+        ...     c.write_text("/greeting", "hello")
+        ...     image = c.commit("greeting:1", env={"LANG": "C.UTF-8"})
+        >>> image.references, len(image.layers)
+        (('greeting:1',), 2)
+        >>> image.remove()
+        """
+        known(changes, ConfigOptions.__annotations__)
+        launched = self._running("commit", paused=True).launched
+        with forks.whole:
+            from . import commit
+            from .images.making import Changes
+        with self._lock:
+            return commit.commit(
+                launched,
+                shared(),
+                self._uppers if self._state == "paused" else None,
+                self._made(launched),
+                reference,
+                Changes(**changes),
+                author=author or "",
+                message=message or "",
+            )
+
+    def export(self, target: Path | IO[bytes]) -> None:
+        """Write its whole root file system as a tar archive, to a path or a binary file.
+
+        As ``docker export`` does: the container runs on, and what is mounted in it is left out but for
+        the mount points. `Image.from_tar` reads it. Raises `UnsupportedError` for image="host",
+        `StateError`, `ImageError`.
+        """
+        launched = self._running("export").launched
+        with forks.whole:
+            from . import commit
+        commit.export(launched, target)
 
     # Snapshots
 

@@ -33,7 +33,7 @@ from .sources import Origin
 from .spec import ContainerSpec
 from .start import Launched
 
-__all__ = ["Snapshot", "Uppers", "take_snapshot"]
+__all__ = ["Snapshot", "Uppers", "hold_still", "take_snapshot"]
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ROOM: Final = 1 << 20  # for what the two count differently
@@ -147,7 +147,7 @@ def take_snapshot(launched: Launched, spec: ContainerSpec, shared: Shared, upper
             ops = copy_plan(copying)
             control = start_init(shared, stack)
             if not still and launched.group.can_freeze:
-                _hold_still(launched, shared, stack)
+                hold_still(launched, shared, stack)
         control.copy(encode(ops), table.fds)
         with Undisturbed():
             reply, fd = control.copied()
@@ -231,7 +231,7 @@ def _lies_in_a_layer(path: str, rootfs: Rootfs) -> bool:
     return any(real.startswith(f"{at.rstrip('/')}/") and os.stat(at).st_dev == device for at in layers)
 
 
-def _hold_still(launched: Launched, shared: Shared, stack: ExitStack) -> None:
+def hold_still(launched: Launched, shared: Shared, stack: ExitStack) -> None:
     """Freeze the container until the stack is closed, or this process ends."""
     group = launched.group
     stack.enter_context(launched.control.silence())

@@ -27,6 +27,7 @@ from .shared import Shared
 from .spec import ContainerSpec
 
 if TYPE_CHECKING:
+    from .images.choose import Chosen
     from .images.local import LocalImage
     from .images.mapped import Mapped
 
@@ -56,10 +57,14 @@ class Defaults:
 
 @frozen
 class Source:
-    """A root file system as data, and what its image says of programs."""
+    """A root file system as data, and what its image says of programs.
+
+    `image`: the documents of an image of the store, None for a folder and for this machine.
+    """
 
     rootfs: Rootfs
     defaults: Defaults = Defaults()
+    image: Chosen | None = None
 
 
 @define(eq=False)
@@ -186,7 +191,7 @@ def _of_image(image: LocalImage, own_ids: bool) -> Source:
     )
     found = image.directory("/etc")
     etc = etc_mode(found, root=os.geteuid() == 0) if found is not None or not image.has("/etc") else None
-    return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing, etc=etc), defaults)
+    return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing, etc=etc), defaults, image.chosen)
 
 
 def _volumes(paths: Sequence[str]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from .interrupts import Undisturbed
 from .owners import data_dir
 from .plan.ops import Op, describe, encode, filesystem
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
-from .rootfs.etc import NAMED, etc_files, etc_size
+from .rootfs.etc import ETC, NAMED, etc_files, etc_size
 from .rootfs.layers import Rootfs
 from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
@@ -51,6 +51,11 @@ class Launched:
     origin: Origin
     volumes: tuple[str, ...]
     """Where directories of its own are mounted, which are no part of its root file system."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """What is the container's own, whatever its image has there, and no change of it."""
+        return (*(ETC if self.rootfs.etc is not None else ()), *self.volumes)
 
     @property
     def rootfs(self) -> Rootfs:

@@ -62,7 +62,7 @@ def pack_upper(upper: Path, *lowers: Path, made: tuple[Place, ...] = (), opaque:
     out = io.BytesIO()
     fd = os.open(upper, os.O_RDONLY)
     root = (stat.S_IMODE(os.fstat(fd).st_mode), os.geteuid(), os.getegid())
-    below = Below([str(path) for path in lowers], Owners())
+    below = Below([(str(path), Owners()) for path in lowers])
     try:
         UpperPacking(out.write, Owners(), below, opaque=opaque, made=made, root=root).run(fd)
     finally:
@@ -405,7 +405,12 @@ class TestUppers:
         fd = os.open(upper, os.O_RDONLY)
         try:
             packing = UpperPacking(
-                out.write, Owners(), Below([str(lower)], Owners()), opaque=OPAQUE, made=(), root=(0o123, 0, 0)
+                out.write,
+                Owners(),
+                Below([(str(lower), Owners())]),
+                opaque=OPAQUE,
+                made=(),
+                root=(0o123, 0, 0),
             )
             packing.run(fd)
         finally:

@@ -61,6 +61,7 @@ class Packing:
 
     `write` takes the bytes. `reopen`: see `Reopen`. `mounts`: the mount points, whose content is left
     out; None: what lies on another file system is left out, and its mount point is an empty directory.
+    `emptied`: directories that are as they are, but without content.
     `newest`: a time in nanoseconds that stands for all later ones. `layer`: for an image, so that names
     that would say something else there are refused. Past `most_bytes` and `most_entries` it is an error.
     """
@@ -72,6 +73,7 @@ class Packing:
         *,
         reopen: Reopen | None = None,
         mounts: Collection[Place] | None = None,
+        emptied: Collection[Place] = (),
         newest: int | None = None,
         layer: bool = True,
         most_bytes: int = MOST_BYTES,
@@ -81,6 +83,7 @@ class Packing:
         self._write = write
         self._reopen = reopen
         self._mounts = mounts
+        self._emptied = emptied
         self._newest = newest
         self._layer = layer
         self._left = most_bytes
@@ -148,7 +151,8 @@ class Packing:
         self.put(Member(found.path, kind, mode))
 
     def _directory(self, found: Found) -> None:
-        if self._mounts is None and found.status.st_dev != self._device:
+        elsewhere = self._mounts is None and found.status.st_dev != self._device
+        if elsewhere or found.place in self._emptied:
             self.put(self._member(found.place, "directory", found.status))
             return
         with self._opened(found, _DIRECTORY) as fd:

@@ -30,24 +30,24 @@ class Seen:
     """What the layers below have at a place; `status` is None where this user may not look."""
 
     status: os.stat_result | None
+    owners: Owners
 
 
 class Below:
-    """The lower directories under an upper one, topmost first; they don't change."""
+    """The lower directories under an upper one, topmost first, and the owners in each; they don't change."""
 
-    def __init__(self, paths: Sequence[str], owners: Owners) -> None:
-        self._paths = [os.fsencode(path) for path in paths]
-        self._owners = owners
+    def __init__(self, layers: Sequence[tuple[str, Owners]]) -> None:
+        self._layers = [(os.fsencode(path), owners) for path, owners in layers]
 
     def find(self, place: Place) -> Seen | None:
         """What is to be seen there through the layers below; None if nothing is."""
-        for path in self._paths:
+        for path, owners in self._layers:
             try:
                 found, last = _look(path, place)
             except PermissionError:
-                return Seen(None)
+                return Seen(None, owners)
             if found is not None:
-                return Seen(found)
+                return Seen(found, owners)
             if last:
                 return None
         return None
@@ -61,7 +61,7 @@ class Below:
             return False
         if stat.S_IMODE(seen.status.st_mode) != member.mode:
             return False
-        found = self._owners.uid(seen.status.st_uid), self._owners.gid(seen.status.st_gid)
+        found = seen.owners.uid(seen.status.st_uid), seen.owners.gid(seen.status.st_gid)
         return not owners or found == (member.uid, member.gid)
 
 
