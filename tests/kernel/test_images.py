@@ -219,6 +219,20 @@ class TestOwners:
                 Change("deleted", "/c/removed"),
             ]
 
+    def test_a_root_that_is_closed(self, tmp_path: Path) -> None:
+        layer = packed(
+            self.owned("./", 1000, 1000, type=tarfile.DIRTYPE, mode=0o700),
+            folder("bin"),
+            entry("bin/busybox", busybox(), mode=0o755),
+            *[link(f"bin/{name}", "busybox") for name in ("sh", "rm")],
+            folder("proc"),
+            entry("there", b"x"),
+        )
+        Image.load(archive(tmp_path / "shut.tar", layer, tags=("shut:1",), run={}))
+        with Container("shut:1", user="0", env={"PATH": "/bin"}) as box:
+            sh(box, "test -d /proc/self; test -c /dev/null; rm /there; echo x > /new")
+            assert box.changes() == [Change("added", "/new"), Change("deleted", "/there")]
+
     @pytest.mark.requires("ordinary_user")
     def test_an_owner_that_this_user_may_not_have(self, tmp_path: Path) -> None:
         layer = packed(self.owned("x", 2_000_000_000, 0))

@@ -22,6 +22,7 @@ from .choose import Chosen, choose
 from .digest import Digest
 from .kept import Kept, stamp
 from .lowers import Lowers
+from .mapped import Mapped
 from .media import layer_compression
 from .model import ImageConfig, chain_ids
 from .platform import Platform
@@ -83,6 +84,12 @@ class LocalImage:
                 status = os.lstat(lower + path)
             except FileNotFoundError:
                 continue
+            except PermissionError:  # the root itself is closed to this user, and belongs to a subid
+                with Mapped(idmap.of_user()) as mapped:
+                    seen = mapped.look(lower + path)
+                if seen is None:
+                    continue
+                status = seen[0]
             return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)  # a whiteout
         return False
 

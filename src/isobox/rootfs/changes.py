@@ -292,7 +292,10 @@ def _gone(error: OSError) -> None:
 
 
 def _open_layer(layer: Layer) -> int:
-    return os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return -1
 
 
 def _open_begun(begun: Begun, number: int) -> int:
