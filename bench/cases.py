@@ -230,6 +230,22 @@ def threaded(bench: Bench) -> Case:
     return Case("threads", interleave("threads", subjects, bench.rounds(3, 8)), "1/s")
 
 
+def images(bench: Bench) -> Case:
+    """A container of the root folder, and of images with the same files in one layer and under 99 more.
+
+    Back to back each start makes all by itself; apart it finds a root file system made.
+    """
+    subjects = []
+    for when, gap in (("", 0), (", 30 ms apart", 30)):
+        rounds = 4 if gap else 10
+        subjects.append(Subject(f"folder{when}", bench.asked(do="oneshot", gap_ms=gap), rounds))
+        for layers in (1, 100):
+            take = bench.asked(do="oneshot_of_layers", layers=layers, gap_ms=gap)
+            name = f"image of {layers} layer{'s' * (layers > 1)}{when}"
+            subjects.append(Subject(name, take, rounds))
+    return Case("start from an image", interleave("start from an image", subjects, bench.rounds(4, 12)))
+
+
 def teardown(bench: Bench) -> Case:
     """Stop and clean up, with nothing and with a hundred processes inside."""
     subjects = []
@@ -316,6 +332,7 @@ CASES: dict[str, Callable[[Bench], Case]] = {
     "walls": walled,
     "resident": resident,
     "threads": threaded,
+    "images": images,
     "teardown": teardown,
     "snapshot": snapshot,
     "idle": idle,

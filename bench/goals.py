@@ -89,6 +89,18 @@ def _resident(case: Case) -> list[Goal]:
     ]
 
 
+def _images(case: Case) -> list[Goal]:
+    one, many = "image of 1 layer", "image of 100 layers"
+    return [
+        Goal(f"start, {title}{when.replace(',', '')}", f"of {word}", case.paired(upper, lower), bound)
+        for when in ("", ", 30 ms apart")
+        for title, word, upper, lower, bound in (
+            ("100 layers", "one", f"{many}{when}", f"{one}{when}", 1.3),
+            ("image", "a folder", f"{one}{when}", f"folder{when}", 1.1),
+        )
+    ]
+
+
 def _teardown(case: Case) -> list[Goal]:
     found = []
     for count in (0, 100):
@@ -149,6 +161,7 @@ def goals(cases: Mapping[str, Case]) -> list[Goal]:
     checks: Mapping[str, Callable[[Case], list[Goal]]] = {
         "exec": _exec,
         "resident": _resident,
+        "images": _images,
         "teardown": _teardown,
         "snapshot": _snapshot,
         "threads": _threads,

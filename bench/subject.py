@@ -7,7 +7,9 @@ start gets dearer with the memory that the program holds. All times are taken he
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any, Final
 import isobox
 from isobox import shells
 
+from .layered import load_image
 from .remote import serve
 from .samples import progress
 
@@ -86,6 +89,8 @@ class Measurements:
         self._walls = WALLS[walls]
         self._limits: dict[str, Any] | None = None
         self._live: dict[str, isobox.Container] = {}
+        self._images: set[str] = set()
+        self._data: tempfile.TemporaryDirectory[str] | None = None
 
     def options(self) -> dict[str, Any]:
         """Those of every container: the common limits, where this user may set them, and the walls."""
@@ -112,6 +117,10 @@ class Measurements:
         """Remove them."""
         for box in self._live.values():
             box.remove()
+        for name in self._images:
+            isobox.Image.get(name).remove()
+        if self._data is not None:
+            self._data.cleanup()
 
     def oneshot(
         self, count: int, image: str | None = None, program: str = "/true", gap_ms: float = 0
@@ -123,6 +132,17 @@ class Measurements:
             isobox.run([program], image=where, timeout=30, **options).check()
 
         return _times(count, once, gap_ms)
+
+    def oneshot_of_layers(self, count: int, layers: int, gap_ms: float = 0) -> list[int]:
+        """The same of an image with so many layers."""
+        name = f"bench:{layers}"
+        if name not in self._images:
+            if not self._images:
+                self._data = tempfile.TemporaryDirectory(prefix="isobox-bench-")
+                os.environ["ISOBOX_DATA_DIR"] = self._data.name
+            load_image(self._rootfs, name, layers)
+            self._images.add(name)
+        return self.oneshot(count, name, gap_ms=gap_ms)
 
     def subprocess(self, count: int, program: str) -> list[int]:
         """subprocess.run with captured output; nanoseconds."""

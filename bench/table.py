@@ -18,6 +18,7 @@ REFERENCES = {
     "walls": ("isobox.run, all walls", "exec, measure=False, all walls"),
     "resident": ("isobox.run, 10 MB", "exec, 10 MB"),
     "threads": ("floor, one process", "isobox.run, one thread"),
+    "images": ("folder", "image of 1 layer"),
     "teardown": ("floor, 0 processes", "floor, 100 processes"),
     "snapshot": (),
     "idle": ("floor", "floor, host network"),

@@ -22,14 +22,7 @@ from attrs import evolve
 
 from . import files as files
 from . import forks
-from .errors import (
-    CgroupError,
-    CleanupError,
-    IsoboxError,
-    SetupError,
-    SpecError,
-    StateError,
-)
+from .errors import CgroupError, CleanupError, IsoboxError, SetupError, SpecError, StateError
 from .exec import known, start_program
 from .explain import explain
 from .hints import hint
@@ -95,7 +88,7 @@ class Container:
     'hello\\n'
     """
 
-    def __init__(self, image: Path | Snapshot = "host", **options: Unpack[ContainerOptions]) -> None:
+    def __init__(self, image: Path | Image | Snapshot = "host", **options: Unpack[ContainerOptions]) -> None:
         known(options, ContainerOptions.__annotations__)
         self._snapshot: Snapshot | None = None
         if not isinstance(image, (str, os.PathLike)):
@@ -203,10 +196,13 @@ class Container:
         self._state = "running"
 
     def _begin_at(self, image: object, userns: str) -> str:
-        from .snapshots import Snapshot
-
+        with forks.whole:
+            from .images.image import Image
+            from .snapshots import Snapshot
+        if isinstance(image, Image):
+            return image.digest
         if not isinstance(image, Snapshot):
-            raise SpecError("image", image, "a name, a path or a Snapshot")
+            raise SpecError("image", image, "a name, a path, an Image or a Snapshot")
         _check_userns(image, userns)
         self._snapshot = image
         return image.image
@@ -636,7 +632,7 @@ def _say(error: BaseException) -> None:
     raise SetupError(number, what, stage="host", hint=hint("host", number)) from error
 
 
-def run(args: Args | None = None, image: Path | Snapshot = "host", **options: Any) -> Result[Any]:
+def run(args: Args | None = None, image: Path | Image | Snapshot = "host", **options: Any) -> Result[Any]:
     """Run one program in a container of its own and clean up: every option of Container and of exec.
 
     `memory` and `pids` are the container's. Options that both have (`env`, `workdir`, `user`) serve

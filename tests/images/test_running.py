@@ -96,6 +96,14 @@ class TestWhatItRuns:
             assert box.labels == {"one": "1", "two": "own"}
             assert box.exec(["echo", "x"]).stdout == b"x\n"
 
+    def test_of_an_image_value(self, tmp_path: Path) -> None:
+        image = load(tmp_path, Cmd=["echo", "x"])
+        assert isobox.run(image=image).stdout == b"x\n"
+        with Container(image) as box:
+            assert box.image == image.digest
+        with pytest.raises(isobox.SpecError, match="an Image or a Snapshot"):
+            Container(3)  # type: ignore[arg-type]
+
     def test_nothing_to_run(self, tmp_path: Path) -> None:
         load(tmp_path)
         for image in ("app:1", "host"):
