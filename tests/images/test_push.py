@@ -21,6 +21,7 @@ from isobox import Image
 from isobox.cli.app import dispatch
 from isobox.errors import DigestMismatch, ImageError, NotFound, RegistryError
 from isobox.images.descriptor import Descriptor
+from isobox.images.digest import Digest
 from isobox.images.media import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
@@ -399,6 +400,39 @@ class TestCuts:
             same(registry, store, image, "app:1")
 
 
+def test_one_that_fails_ends_the_others(registry: Registry, store: Store) -> None:
+    image = add(store, noise(5_000_000), noise(5_000_000))
+    told: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        told.append(progress)
+        if [one.step for one in told].count("uploading") == 1:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        push(store, image, named(registry, "ends/app:1"), progress=report)
+    # The other one may have been about to say how far it is.
+    assert [one.step for one in told].count("uploading") <= 2
+
+
+def test_an_image_that_is_removed_meanwhile(registry: Registry, store: Store) -> None:
+    """What is on its way stays until it is there; more layers than go at once."""
+    image = add(store, *[noise(1000) for _ in range(12)])
+    manifest = Manifest.parse(store.read(image.digest))
+    other = Store(store.path)
+
+    def report(progress: Progress) -> None:
+        if progress.step == "uploading" and other.references():
+            other.remove(image.digest)
+            other.prune()
+
+    push(store, image, named(registry, "removed/app:1"), progress=report)
+    assert not other.references()
+    for blob in (manifest.config, *manifest.layers):
+        assert registry.blob(str(blob.digest)).stat().st_size == blob.size
+    assert set(other.prune().blobs) == {blob.digest for blob in (image, manifest.config, *manifest.layers)}
+
+
 def test_a_blob_that_is_damaged_here(store: Store, tmp_path: Path) -> None:
     image = add(store, noise(100_000))
     layer = Manifest.parse(store.read(image.digest)).layers[0]
@@ -431,10 +465,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
     rules: dict[str, Any]
 
     def do_HEAD(self) -> None:
-        digest = self.path.rpartition("/")[2]
-        self.reply(
-            200 if digest in self.blobs else 404, {"Content-Length": str(len(self.blobs.get(digest, b"")))}
-        )
+        data = self.blobs.get(self.path.rpartition("/")[2])
+        self.reply(404 if data is None else 200, {"Content-Length": str(len(data or b""))})
 
     def do_GET(self) -> None:
         if self.path == "/v2/":
@@ -466,6 +498,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
         digest = self.path.rpartition("digest=")[2].replace("%3A", ":")
         self.blobs[digest] = bytes(self.upload) + data
         assert digest == f"sha256:{hashlib.sha256(self.blobs[digest]).hexdigest()}"
+        if self.rules.pop("silent", False):
+            self.close_connection = True
+            return self.note()
         return self.reply(201, {"Docker-Content-Digest": self.rules.get("digest", digest)})
 
     def do_DELETE(self) -> None:
@@ -530,6 +565,28 @@ class TestOtherRegistries:
         )
         blob = Manifest.parse(store.read(image.digest)).config
         assert server.blobs == {str(blob.digest): store.read(blob.digest)}
+
+    def test_it_has_all_but_says_nothing(self, store: Store, image: Descriptor) -> None:
+        with answering(silent=True) as (address, server):
+            push(store, image, Reference.parse(f"{address}/app:1"), patience=QUICK)
+        methods = [method for method, path, _ in server.log if "/blobs/" in path]
+        assert methods == ["HEAD", "POST", "PATCH", "PUT", "HEAD"]
+
+    def test_a_blob_of_another_length_is_another_one(self, store: Store, image: Descriptor) -> None:
+        blob = Manifest.parse(store.read(image.digest)).config
+        with answering() as (address, server):
+            server.blobs[str(blob.digest)] = b"short"
+            push(store, image, Reference.parse(f"{address}/app:1"), patience=QUICK)
+            assert server.blobs[str(blob.digest)] == store.read(blob.digest)
+
+    def test_foreign_layers_stay_where_they_are(self, store: Store, image: Descriptor) -> None:
+        blob = Manifest.parse(store.read(image.digest)).config
+        kind = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        layer = Descriptor(kind, Digest.of(b"elsewhere"), 9, urls=("https://x.example/",))
+        with store.lease(), answering() as (address, server):
+            foreign = Descriptor(OCI_MANIFEST, *store.add(Manifest(blob, (layer,)).encode()))
+            push(store, foreign, Reference.parse(f"{address}/app:1"), patience=QUICK)
+        assert list(server.blobs) == [str(blob.digest)]
 
     @pytest.mark.parametrize(
         ("rules", "expected"),

@@ -181,7 +181,7 @@ def _keys(auths: Mapping[str, Any], registry: str, repository: str) -> Iterator[
     """The keys of a file for a repository: the longest path first, at last those for all of the registry."""
     path = f"{registry}/{repository}" if repository else ""
     while path.count("/"):
-        if path in auths and _host(path) is None:
+        if path in auths:
             yield path
         path = path.rpartition("/")[0]
     exact = (_key(registry), registry)

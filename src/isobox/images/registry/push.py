@@ -202,7 +202,12 @@ class _Pushing:
         if any(upload.mount(source) for source in sources[:_MOST_SOURCES]):
             self._tell(item, "mounted", item[1].size)
             return
-        upload.send()
+        try:
+            upload.send()
+        except BaseException as error:
+            self._note(error)
+            upload.cancel()
+            raise
         self._tell(item, "done", item[1].size)
 
     def _upload(self, item: _Item) -> Upload:
@@ -235,9 +240,13 @@ class _Pushing:
                 raise
 
     def _give_up(self, error: BaseException) -> None:
+        self._note(error)
+        self._client.abort()
+
+    def _note(self, error: BaseException) -> None:
+        """Have the others end with what they send next."""
         with self._mutex:
             self._problem = self._problem or error
-        self._client.abort()
 
     def _tell(self, item: _Item, step: Step, sent: int) -> None:
         number, blob = item

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, urldefrag, urljoin
 
-from attrs import define
+from attrs import define, field
 
 from isobox.errors import DigestMismatch, RegistryError, shown
 
@@ -49,6 +49,7 @@ class Upload:
     repository: str
     blob: Descriptor
     tell: Callable[[Step, int], object]
+    _location: str = field(default="", init=False)
 
     def there(self, repository: str | None = None) -> bool:
         """Whether a repository (None: the one that it is for) has the blob."""
@@ -79,34 +80,37 @@ class Upload:
         return False
 
     def send(self) -> None:
-        """Send all of it. `DigestMismatch` and `ImageError` for one that is damaged on disk, or gone."""
-        location = self._start()
-        offset = tries = 0
-        try:
-            while True:
-                try:
-                    if offset < self.blob.size:
-                        location, offset = self._patch(location, offset)
-                    self._finish(location)
-                    return
-                except RegistryError as error:
-                    # 404 and 416: the upload is gone, or not as long as we took it to be.
-                    if not (error.transient or error.status in (404, 416)):
-                        raise
-                    tries += 1
-                    if tries >= self.client.tries:
-                        raise
-                self.client.pause(tries)
-                if self.there():  # what was cut is the answer
-                    return
-                before = offset
-                location, offset = self._where(location)
-                self.tell("retrying", offset)
-                if offset - before >= _ENOUGH:
-                    tries = 0
-        except BaseException:
+        """Send all of it. `DigestMismatch` and `ImageError` for one that is damaged on disk, or gone.
+
+        After an error there may be something left at the registry: see `cancel`.
+        """
+        self._location, offset, tries = self._start(), 0, 0
+        while True:
+            try:
+                if offset < self.blob.size:
+                    self._location, offset = self._patch(self._location, offset)
+                self._finish(self._location)
+                return
+            except RegistryError as error:
+                tries += 1
+                # 404 and 416: the upload is gone, or not as long as we took it to be.
+                again = error.transient or error.status in (404, 416)
+                if not again or tries >= self.client.tries:
+                    raise
+            self.client.pause(tries)
+            if self.there():  # what was cut is the answer
+                return
+            before = offset
+            self._location, offset = self._where(self._location)
+            self.tell("retrying", offset)
+            if offset - before >= _ENOUGH:
+                tries = 0
+
+    def cancel(self) -> None:
+        """Have the registry forget what was sent; it does so by itself after some days, too."""
+        location, self._location = self._location, ""
+        if location:
             self._cancel(location)
-            raise
 
     @property
     def _uploads(self) -> str:
@@ -164,7 +168,6 @@ class Upload:
         return self._start(), 0
 
     def _cancel(self, location: str) -> None:
-        """Have the registry forget an upload; it does so by itself after some days, too."""
         with suppress(RegistryError):
             self._request("DELETE", location, (200, 202, 204), retry=False).close()
 
