@@ -515,11 +515,11 @@ class Shells:
         before = time.monotonic() - IDLE_SECONDS
         found = []
         for wanted in list(self._ready):
-            ready = self._ready[wanted]
+            ready = self._ready.get(wanted)  # `forget` may come from the garbage collector
             while ready and ready[0].born < before:
                 found.append(ready.popleft())
             if not ready:
-                del self._ready[wanted]
+                self._ready.pop(wanted, None)
         return found
 
     def close(self) -> None:

@@ -74,6 +74,7 @@ class Origin:
     source: Source
     _stack: ExitStack
     _holders: int = 0
+    _pid: int = field(factory=os.getpid)
     _lock: threading.RLock = field(factory=threading.RLock)  # RLock: __del__ of a snapshot may let go
 
     def hold(self, stack: ExitStack) -> None:
@@ -90,10 +91,14 @@ class Origin:
             last = self._holders == 0
             self._holders -= last
         if last:
+            self._close()
+
+    def _close(self) -> None:
+        if self._pid == os.getpid():  # else it is that of the process that forked
             self._stack.close()
 
     def __del__(self) -> None:  # an error or Ctrl-C on its way to whoever was to hold it
-        self._stack.close()
+        self._close()
 
 
 class Closed:

@@ -32,6 +32,7 @@ from isobox import (
     shared,
     shells,
 )
+from isobox.programs import ended
 from leftovers import descendants, nothing_left, wait_until
 from made import archive, base, upper
 from patience import patient
@@ -318,6 +319,33 @@ for n in range(10**9):
                 rootfs = taken.origin.source.rootfs
                 box.restore(other)
             assert not [wanted for wanted in shells.shells(shared.shared())._ready if wanted.rootfs is rootfs]
+            sh(box, "true")
+
+    def test_a_forked_child(self) -> None:
+        """It has no part in its parent's snapshots, and ends nothing of them."""
+        with Container() as box, box.snapshot() as taken:
+            for _ in range(3):
+                box.restore(taken)
+            assert wait_until(lambda: ready(taken))
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    taken.close()
+                    taken._origin.__del__()
+                    try:
+                        Container(taken).start()
+                    except StateError:
+                        code = 0
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            kept = shells.shells(shared.shared())._ready
+            waiting = [
+                shell for wanted in list(kept) for shell in kept[wanted] if wanted.begun is taken.origin
+            ]
+            assert not [shell for shell in waiting if ended(shell.pidfd)], "the child has ended them"
+            box.restore(taken)
             sh(box, "true")
 
     def test_before_linux_6_15(self, monkeypatch: pytest.MonkeyPatch, data: Path, image: Image) -> None:

@@ -375,7 +375,8 @@ def _begun(stage: _Stage, setup: Shape) -> list[str]:
             stage.add("TAKE_TREE", fd, note=begun.path)
         else:
             stage.add("CLONE_TREE", fd, note=begun.path)
-        stage.add("ATTACH", HOST_PATH, strings=(places[-1],), note=f"{begun.path}, read-only")
+        stage.add("ATTACH", HOST_PATH, strings=(places[-1],), note=begun.path)
+        stage.add("SETATTR", ATTR_RDONLY | ATTR_NODEV, 0, note="read-only, nodev")
     return places
 
 
