@@ -307,8 +307,10 @@ class TestPrune:
             outer = add(store, Index((inner,)).encode(), OCI_INDEX)
             config = add(store, b"{}", EMPTY)
             referrer = add(store, Manifest(config, subject=subject).encode(), OCI_MANIFEST)
+            own = add(store, b'{"os":"linux"}', OCI_CONFIG)
+            about = add(store, Manifest(own, subject=subject).encode(), OCI_MANIFEST)
         value = index(tmp_path)
-        value["manifests"] += [entry.to_fields() for entry in (artifact, referrer, outer)]
+        value["manifests"] += [entry.to_fields() for entry in (artifact, referrer, about, outer)]
         (tmp_path / "index.json").write_text(json.dumps(value))
         (tmp_path / "blobs" / "sha256" / "partial").touch()
         (tmp_path / "blobs" / "notes").touch()
@@ -319,6 +321,7 @@ class TestPrune:
         assert (tmp_path / "index.json").exists() and not planted.is_symlink()
         assert (tmp_path / "blobs" / "sha256" / "partial").exists()
         assert store.has(blob.digest) and store.has(Digest.of(b"subject")) and store.has(nested.digest)
+        assert len(store.entries()) == 5
 
 
 def test_sizes(tmp_path: Path) -> None:

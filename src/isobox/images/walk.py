@@ -127,14 +127,16 @@ def configs(blobs: Blobs, root: Descriptor) -> set[Digest]:
             continue  # it can't say what it has
         if isinstance(read, Index):
             todo.extend(read.manifests)
-        elif plain_media_type(read.config.media_type) in CONFIGS and read.subject is None:
+        elif plain_media_type(read.config.media_type) in CONFIGS:
             found.add(read.config.digest)
     return found
 
 
 def is_image(blobs: Blobs, root: Descriptor) -> bool:
-    """Whether containers can be made of it; what else is kept beside images can't."""
-    return bool(configs(blobs, root))
+    """Whether it is there for containers to be made of it: no artifact, and not about another image."""
+    if not configs(blobs, root):
+        return False
+    return document(blobs, root).subject is None
 
 
 def missing(blobs: Blobs, root: Descriptor) -> Digest | None:
