@@ -153,6 +153,13 @@ def _unpacking(case: Case) -> list[Goal]:
     return [Goal("unpack a gzip layer", "of tarfile's speed", value, 4.0, at_least=True)]
 
 
+def _pulling(case: Case) -> list[Goal]:
+    return [
+        Goal(f"pull 200 MB: {peer}", "of its time", case.paired("isobox pull", peer), 1.0)
+        for peer in ("podman pull", "skopeo, umoci")
+    ]
+
+
 def goals(cases: Mapping[str, Case]) -> list[Goal]:
     """Every goal whose case was measured."""
     found: list[Goal] = []
@@ -169,6 +176,7 @@ def goals(cases: Mapping[str, Case]) -> list[Goal]:
         "stdout": _stdout,
         "work": _work,
         "unpacking": _unpacking,
+        "pulling": _pulling,
     }
     for name, check in checks.items():
         if name in cases:

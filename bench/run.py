@@ -21,12 +21,13 @@ from .install import find
 from .native import compile_all
 from .peers import ORDER, Peers
 from .picture import draw
+from .pulling import pulling
 from .rootfs import make_rootfs
 from .samples import Failed, progress
 from .table import report
 from .unpacking import unpacking
 
-CASES = {**OF_CONTAINERS, "unpacking": unpacking}
+CASES = {**OF_CONTAINERS, "unpacking": unpacking, "pulling": pulling}
 
 OURS = ("isobox", "exec", "popen", "dynamic program: exec")
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "bench.svg"

@@ -25,6 +25,7 @@ REFERENCES = {
     "stdout": ("floor: a pipe of 1 MiB", "subprocess.run, captured"),
     "work": (),
     "unpacking": ("tarfile", "isobox"),
+    "pulling": ("podman pull", "isobox pull"),
 }
 """Case → the subjects that the others are put in relation to."""
 

@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,25 @@ PARTS = {"/usr/bin": 20, "/usr/lib/python3": 20, "/usr/share": 30, "/usr/lib": 3
 
 
 def make_layer(path: Path) -> str:
-    """Write the layer; return its digest (that of the tar). Files over 20 MB are left out."""
+    """Write the layer; return its digest (that of the tar)."""
     plain = path.with_suffix(".plain")
+    files = write_files(plain, PARTS)
+    with plain.open("rb") as source, gzip.open(path, "wb", 6) as target:
+        shutil.copyfileobj(source, target, MIB)
+    with plain.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    sizes = plain.stat().st_size / 1e6, path.stat().st_size / 1e6
+    progress(f"  a layer of {files} files, {sizes[0]:.0f} MB, with gzip {sizes[1]:.0f} MB")
+    plain.unlink()
+    return f"sha256:{digest}"
+
+
+def write_files(path: Path, parts: Mapping[str, int]) -> int:
+    """Write a tar of so many MB below each folder; return how many files. Those over 20 MB are left out."""
     taken: set[str] = set()
     files = 0
-    with tarfile.open(plain, "w", format=tarfile.PAX_FORMAT) as tar:
-        for top, megabytes in PARTS.items():
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for top, megabytes in parts.items():
             left = megabytes * 1_000_000
             for folder, folders, names in os.walk(top):
                 folders.sort()
@@ -43,14 +56,7 @@ def make_layer(path: Path) -> str:
                         tar.add(found, recursive=False, filter=_whole_seconds)
                         left -= size
                         files += 1
-    with plain.open("rb") as source, gzip.open(path, "wb", 6) as target:
-        shutil.copyfileobj(source, target, MIB)
-    with plain.open("rb") as source:
-        digest = hashlib.file_digest(source, "sha256").hexdigest()
-    sizes = plain.stat().st_size / 1e6, path.stat().st_size / 1e6
-    progress(f"  a layer of {files} files, {sizes[0]:.0f} MB, with gzip {sizes[1]:.0f} MB")
-    plain.unlink()
-    return f"sha256:{digest}"
+    return files
 
 
 def _whole_seconds(info: tarfile.TarInfo) -> tarfile.TarInfo:
