@@ -5,6 +5,9 @@
 - ```console: lines that begin with `$ ` are run by a shell; the lines below are what they print.
 - ```sh: a script of its own.
 
+Where Python asks for images of registry.example, a real registry on loopback stands in, which has them:
+nothing but its name is replaced.
+
 `...` in an output stands for anything. `<!-- requires: cgroup_memory -->` above a block leaves it out
 where the host lacks that. Commands that change the machine or take minutes are checked without running.
 """
@@ -19,6 +22,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +30,16 @@ from sybil.document import Document
 from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser
 
+import isobox
 import requirements
+from archives import entry, folder, link, packed
 from isobox.shared import shared
+from made import archive, busybox
+from registry import push_with_skopeo, running_registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REGISTRY = "registry.example"
 LANGUAGES = {"python", "console", "sh", "text", "json", "mermaid"}
 # Checked by other means: `make test` can't run in itself, and these change the machine.
 NOT_RUN = re.compile(r"(sudo|apt-get|usermod|sysctl|pip install|systemd-run|git clone|cd isobox)\b")
@@ -54,7 +63,8 @@ def left_out(example: Example) -> bool:
 
 def run_python(example: Example) -> None:
     """Run one block in the page's namespace and compare what it prints."""
-    tree = ast.parse("\n" * (example.line - 1) + str(example.parsed), example.path)
+    source = str(example.parsed).replace(REGISTRY, example.namespace.get("registry", REGISTRY))
+    tree = ast.parse("\n" * (example.line - 1) + source, example.path)
     leave_out = left_out(example)
     if leave_out:  # but for its imports, which the blocks below may use
         tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -132,12 +142,32 @@ def test_page(
         CodeBlockParser("sh", run_sh),
     )
     document.namespace["__name__"] = "__main__"
-    for example in document.examples():
+    with contextlib.ExitStack() as stack:
+        if re.search(rf"^[^#\n]*\"{REGISTRY}/", page.read_text(), re.M):
+            document.namespace["registry"] = stack.enter_context(registry_with_app(tmp_path, monkeypatch))
+        for example in document.examples():
+            try:
+                example.evaluate()
+            except Exception as error:
+                error.add_note(f"in the block at {page.relative_to(ROOT)}:{example.line}")
+                raise
+
+
+@contextlib.contextmanager
+def registry_with_app(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of one that has team/app:1."""
+    motd = entry("etc/motd", b"hello from an image\n")
+    tools = [entry("bin/busybox", busybox(), mode=0o755), link("bin/cat", "busybox")]
+    app = archive(place / "app.tar", packed(folder("etc"), folder("bin"), *tools, motd), run={})
+    with running_registry(place / "registry") as registry:
+        # No login of whoever runs the tests, nor a place for one that this user has not.
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(place / "auth.json"))
+        push_with_skopeo(app, registry, "team/app:1")
         try:
-            example.evaluate()
-        except Exception as error:
-            error.add_note(f"in the block at {page.relative_to(ROOT)}:{example.line}")
-            raise
+            yield registry.address
+        finally:
+            for image in isobox.Image.all():
+                image.remove()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
