@@ -473,3 +473,55 @@ def test_read_by_skopeo(image: Image, data: Path, tmp_path: Path) -> None:
     command = [program("skopeo"), "copy", "-q", f"oci:{data}/images:new:1", f"dir:{tmp_path}/theirs"]
     subprocess.run(command, check=True, timeout=patient(60))
     assert len(os.listdir(tmp_path / "theirs")) == 5
+
+
+def isobox_command(*args: str, status: int = 0, **options: Any) -> tuple[str, str]:
+    """What the command prints, to standard output and to standard error."""
+    command = [sys.executable, "-m", "isobox.cli", *args]
+    done = subprocess.run(command, capture_output=True, timeout=patient(60), **options)
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return os.fsdecode(done.stdout), os.fsdecode(done.stderr)
+
+
+class TestCommandLine:
+    def test_run(self, image: Image) -> None:
+        script = "echo said; rm /etc/gone; echo x > /etc/kept; touch /etc/new"
+        options = ["--commit", "new:1", "--message", "why", "--author", "me", "--change", "ENV B=2"]
+        out, err = isobox_command("run", "--diff", *options, "base:1", "sh", "-c", script)
+        assert out == "said\n" and err.splitlines() == ["D /etc/gone", "C /etc/kept", "A /etc/new"]
+        made = Image.get("new:1")
+        assert made.config.config.env == ("PATH=/bin", "A=1", "B=2")
+        assert (made.config.author, made.config.history[-1].comment) == ("me", "why")
+        assert isobox_command("run", "new:1", "ls", "/etc/new") == ("/etc/new\n", "")
+
+    def test_run_that_commits_nothing(self, image: Image) -> None:
+        _, err = isobox_command("run", "--commit", "new:1", "base:1", "sh", "-c", "exit 3", status=3)
+        assert "nothing was committed" in err
+        for options, told in (
+            (["--commit", "No Name", "base:1", "true"], "No Name"),
+            (["--commit", "new:1", "host", "true"], "an image, a folder or a tar"),
+            (["--message", "m", "base:1", "true"], "--message is for --commit"),
+            (["--commit", "new:1", "--change", "RUN x", "base:1", "true"], "RUN x"),
+        ):
+            assert told in isobox_command("run", *options, status=125)[1]
+        for name in ("commit", "diff"):
+            assert f"isobox run --{name}" in isobox_command(name, "base:1", status=125)[1]
+        assert [found.references for found in Image.all()] == [("base:1",)]
+
+    def test_export_and_import(self, image: Image, tmp_path: Path) -> None:
+        (tmp_path / "root").mkdir()
+        (tmp_path / "root/file").write_bytes(b"x")
+        out, _ = isobox_command("import", str(tmp_path / "root"), "folder:1", "-c", 'CMD ["/bin/sh"]')
+        made = Image.get("folder:1")
+        assert out == f"{made.id}\n" and made.config.config.cmd == ("/bin/sh",)
+        isobox_command("export", "-o", str(tmp_path / "root.tar"), "base:1")
+        with tarfile.open(tmp_path / "root.tar") as tar:
+            assert "bin/busybox" in tar.getnames()
+        with open(tmp_path / "root.tar", "rb") as file:
+            out, _ = isobox_command("import", "-", stdin=file)
+        assert isobox_command("run", "-e", "PATH=/bin", out.strip(), "cat", "/etc/kept") == ("kept\n", "")
+        assert "such archive" in isobox_command("import", str(tmp_path / "none"), status=125)[1]
+        (tmp_path / "root/oci-layout").touch()
+        assert "isobox load" in isobox_command("import", str(tmp_path / "root"), status=125)[1]
+        assert "no image" in isobox_command("export", "none:1", status=125)[1]
+        assert "image, a folder or a tar" in isobox_command("export", "host", status=125)[1]

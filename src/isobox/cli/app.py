@@ -15,8 +15,10 @@ from isobox.errors import IsoboxError, NotFound, SpecError
 COMMANDS = (
     "doctor",
     "explain",
+    "export",
     "history",
     "images",
+    "import",
     "inspect",
     "load",
     "login",
@@ -35,6 +37,13 @@ _IMAGES = (
     'IMAGE is "host" (this machine\'s system), a name that isobox images lists, '
     "or the path of a folder or a tar such as ./rootfs"
 )
+
+_OTHERWISE = {
+    "commit": "A container ends with its command, so that is what to commit: "
+    "isobox run --commit NAME IMAGE COMMAND",
+    "diff": "A container ends with its command, so that is what to look at: isobox run --diff IMAGE COMMAND",
+}
+"""Docker's commands for containers that stay."""
 
 _OPTIONS_OF_FIELDS = {
     "args": "COMMAND",
@@ -75,6 +84,8 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OTHERWISE:
+            raise click.UsageError(_OTHERWISE[cmd_name])
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"isobox.cli.{cmd_name}").command

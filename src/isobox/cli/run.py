@@ -14,9 +14,11 @@ from isobox import Container, ExecError, NotFound, Result
 from isobox.checks import is_path
 from isobox.cli import report, signals, status, terminal
 from isobox.cli.options import container_arguments, container_options
+from isobox.cli.outcome import committing, show_changes
 from isobox.cli.sections import SectionedCommand, option, together
 
 _RUN = "Run"
+_CHANGE = "With --commit: a line of a Dockerfile for its config, such as 'ENV A=1'."
 
 _run_options = together(
     option("-i", "--interactive", is_flag=True, section=_RUN, help="Connect standard input."),
@@ -34,6 +36,16 @@ _run_options = together(
         section=_RUN,
         help="When to fetch IMAGE from its registry. Default: missing.",
     ),
+    option("--diff", is_flag=True, section=_RUN, help="Print what it changed, to standard error."),
+    option(
+        "--commit",
+        metavar="NAME",
+        section=_RUN,
+        help="Make an image of what it is in the end, if the status is 0.",
+    ),
+    option("--change", metavar="INSTRUCTION", multiple=True, section=_RUN, help=_CHANGE),
+    option("--author", section=_RUN, metavar="TEXT", help="With --commit: who made the image."),
+    option("--message", section=_RUN, metavar="TEXT", help="With --commit: what was done."),
     option("--rm", is_flag=True, expose_value=False, section=_RUN, help="Accepted: it is always removed."),
 )
 
@@ -60,8 +72,10 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
       isobox run host python3 -c 'print(6 * 7)'
       isobox run -it --memory 256M --cpus 0.5 host bash
       isobox run --timeout 5 --usage -v ./data:/data:ro host sort /data/names
+      isobox run --commit app:2 --change 'CMD ["app"]' app:1 sh -c 'make install'
     """
     arguments = container_arguments(given)
+    commit = committing(image, given)
     limits = {
         name: given[name] for name in ("timeout", "cpu_time", "output_limit") if given[name] is not None
     }
@@ -78,12 +92,18 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
             else:
                 result = _with_streams(container, command, limits, given["interactive"], given["as_json"])
             about = {"id": container.id, "name": container.name}
+            if given["diff"]:
+                show_changes(container)
+            if commit is not None and result.ok:
+                commit(container)
     except signals.Ended as ended:
         return status.SIGNAL + ended.number
     except ExecError as error:
         print(f"isobox: {error}", file=sys.stderr)
         return status.of_error(error)
     _report(result, {**limits, "memory": given["memory"]}, about, given)
+    if commit is not None and not result.ok:
+        print("isobox: nothing was committed, since it did not end with status 0", file=sys.stderr)
     return status.of_result(result)
 
 
