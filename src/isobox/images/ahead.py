@@ -15,7 +15,7 @@ from .digest import Hasher
 
 __all__ = ["Ahead"]
 
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 _DEEP = 8  # pieces that wait
 
 

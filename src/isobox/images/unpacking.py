@@ -120,7 +120,7 @@ class Unpacking:
             self.settle()
             for place, mtime in self._times.items():
                 if place in self._directories:
-                    self._set_time(place, mtime)
+                    _set_path_time(b"/".join(place) or b".", mtime, self._root_fd)
             for place in sorted(self._closed, key=len, reverse=True):
                 if place in self._directories and place:
                     os.chmod(b"/".join(place), self._closed[place], dir_fd=self._root_fd)
@@ -202,12 +202,12 @@ class Unpacking:
             self._links[place] = entry.target
             self._last = None
             self._own(path, entry)
-            _set_link_time(path, entry.mtime, self._root_fd)
+            _set_path_time(path, entry.mtime, self._root_fd)
         elif entry.kind == "fifo":
             os.mkfifo(path, 0o600, dir_fd=self._root_fd)
             self._own(path, entry)
             os.chmod(path, self._mode(entry), dir_fd=self._root_fd)
-            _set_link_time(path, entry.mtime, self._root_fd)
+            _set_path_time(path, entry.mtime, self._root_fd)
         elif source is not None:
             self._link(source, place, entry)
 
@@ -354,13 +354,6 @@ class Unpacking:
         else:
             self._root_mode = mode  # nobody else is let in before all is done
 
-    def _set_time(self, place: Place, mtime: int) -> None:
-        fd = self._open_directory(place)
-        try:
-            _set_times(fd, mtime)
-        finally:
-            os.close(fd)
-
     def _open_directory(self, place: Place) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(b"/".join(place) or b".", flags, dir_fd=self._root_fd)
@@ -418,7 +411,7 @@ def _set_times(fd: int, mtime: int) -> None:
         pass  # a time that this file system can't keep; the file is right all the same
 
 
-def _set_link_time(path: bytes, mtime: int, root_fd: int) -> None:
+def _set_path_time(path: bytes, mtime: int, root_fd: int) -> None:
     try:
         os.utime(path, ns=(mtime, mtime), dir_fd=root_fd, follow_symlinks=False)
     except (OverflowError, OSError):
