@@ -170,6 +170,31 @@ def test_an_index_brings_its_one_platform(registry: Registry) -> None:
         Image.pull(name, platform="linux/s390x")
 
 
+@pytest.mark.requires("user_namespaces", "overlay", "host_folders")
+def test_command_line(registry: Registry, tmp_path: Path) -> None:
+    push_with_skopeo(archive(tmp_path / "app.tar", base(), upper()), registry, "cli/app:1")
+    name = f"{registry.address}/cli/app:1"
+
+    def isobox_command(*args: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "isobox.cli", *args]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60))
+        return done.returncode, done.stdout, done.stderr
+
+    status, _, said = isobox_command("run", "--pull", "never", name, "cat", "/data/new")
+    assert status == 125 and "isobox pull" in said
+    assert isobox_command("run", name, "cat", "/data/new")[:2] == (0, "n")
+    asked = len(registry.requests())
+    assert isobox_command("run", name, "cat", "/data/new") == (0, "n", "")
+    assert len(registry.requests()) == asked
+    status, printed, said = isobox_command("pull", name)
+    assert (status, printed) == (0, f"{name}\n") and said.count(": done\n") == 2
+    assert isobox_command("pull", "-q", name) == (0, f"{name}\n", "")
+    status, printed, said = isobox_command("run", f"{registry.address}/cli/none:1", "true")
+    assert (status, printed) == (125, "") and "not in the store, and can't be fetched" in said
+    status, _, said = isobox_command("pull", f"{registry.address}/cli/none:1")
+    assert status == 125 and "404" in said and "IMAGE is" not in said
+
+
 def test_what_is_not_there(registry: Registry) -> None:
     put_image(registry, "not/app", "1", packed(entry("a", b"1")))
     for name in ("not/app:2", "not/there:1", f"not/app@sha256:{'0' * 64}"):

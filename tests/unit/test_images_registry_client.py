@@ -197,13 +197,15 @@ class TestRequests:
             get(client)
         assert time.monotonic() - begun < 60  # it was not waited for
 
-    def test_given_up(self, server: Server) -> None:
+    @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx"])
+    def test_given_up(self, server: Server, begun: bytes) -> None:
         waits = threading.Event()
 
         def answer(handler: Any) -> None:
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+            handler.wfile.write(begun)
             waits.set()
             handler.rfile.read(1)
+            handler.close_connection = True
 
         server.answers["/v2/app/tags/list"] = answer
         with Client(server.address) as client:

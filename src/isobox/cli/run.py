@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from isobox import Container, ExecError, NotFound, Result
+from isobox import Container, ExecError, ImageError, NotFound, Result
 from isobox.checks import is_path
 from isobox.cli import report, signals, status, terminal
 from isobox.cli.options import container_arguments, container_options
@@ -130,7 +130,12 @@ def _container(image: str, arguments: dict[str, Any], pull: str) -> Iterator[Con
         except NotFound:
             if pull != "missing" or not _is_of_registry(image):
                 raise
-            _fetch(image)
+            try:
+                _fetch(image)
+            except (ImageError, click.ClickException) as error:
+                raise click.ClickException(
+                    f"{image} is not in the store, and can't be fetched: {error}"
+                ) from None
             container.start()
         yield container
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -16,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 import urllib3.exceptions
 from attrs import frozen
-from urllib3.connection import HTTPSConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from isobox.errors import ImageError, RegistryError, shown
 
@@ -116,6 +118,7 @@ class Wire:
         self._stop = threading.Event()
         self._open: set[Response] = set()
         self._pools: dict[str, urllib3.PoolManager] = {}
+        self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
 
     def send(self, method: str, url: str, headers: Mapping[str, str], body: Body, what: str) -> Response:
         """Send a request as it is, and return the answer as it is; `what` names it in a `RegistryError`."""
@@ -156,6 +159,12 @@ class Wire:
         self._stop.set()
         for response in list(self._open):
             response.shutdown()
+        with self._mutex:
+            connections = list(self._connections)
+        for connection in connections:  # those that wait for an answer to begin
+            if (sock := connection.sock) is not None:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # beneath TLS
 
     def close(self) -> None:
         """Close all connections; idempotent."""
@@ -189,19 +198,36 @@ class Wire:
             context.verify_mode = ssl.CERT_NONE
             given["assert_hostname"] = False
         pool = urllib3.PoolManager(**given) if proxy is None else urllib3.ProxyManager(proxy, **given)
-        if self._insecure:
-            pool.pool_classes_by_scheme = dict(pool.pool_classes_by_scheme, https=_UnverifiedPool)
+        pool.pool_classes_by_scheme = self._pool_classes()
         return pool
 
+    def _pool_classes(self) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+        """Pools whose connections are known here, so that `abort` can end them."""
+        wire = self
 
-class _Unverified(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        self.is_verified = True  # nobody is to be warned of what was asked for
+        class Plain(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                wire._connected(self)
 
+        class Secure(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                if wire._insecure:
+                    self.is_verified = True  # nobody is to be warned of what was asked for
+                wire._connected(self)
 
-class _UnverifiedPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Unverified
+        class PlainPool(urllib3.HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        return {"http": PlainPool, "https": SecurePool}
+
+    def _connected(self, connection: HTTPConnection) -> None:
+        with self._mutex:
+            self._connections.add(connection)
 
 
 def split(url: str) -> SplitResult:
