@@ -35,6 +35,7 @@ from isobox.images.registry.credentials import Credential, save
 from isobox.images.registry.pull import pull
 from isobox.images.store import Store
 from made import archive, base, upper
+from patience import patient
 from registry import Registry, push_with_skopeo, running_registry
 
 HERE = Platform.here().architecture
