@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import stat
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isobox.errors import ImageError
 from isobox.images.registry import keychain
@@ -21,6 +25,20 @@ from isobox.images.registry.credentials import Credential, find, forget, look_up
 HUB = "https://index.docker.io/v1/"
 SECRET = "se:cret-ü"  # with what a password may have in it
 ANNA = Credential("anna", SECRET)
+
+NAMES = st.sampled_from(
+    [
+        "auths",
+        "auth",
+        "credsStore",
+        "credHelpers",
+        "identitytoken",
+        "x.example",
+        "x.example/team",
+        "username",
+        "é",
+    ]
+)
 
 
 def entry(name: str = "anna", password: str = SECRET) -> dict[str, str]:
@@ -385,3 +403,25 @@ def test_a_file_is_read_once_it_is_locked(config: Path) -> None:
         file.replace({"x.example": entry()})
     thread.join()
     assert find("x.example") == find("y.example") == ANNA
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.just(entry()["auth"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4))
+def test_whatever_a_file_says(values: dict[str, Any]) -> None:
+    """A login, none, or an ImageError; and what is saved is found where there is no error."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_CONFIG", folder)
+        patch.setenv("PATH", "")
+        Path(folder, "config.json").write_text(json.dumps(values))
+        for call in (lambda: find("x.example", "team/app"), lambda: forget("x.example")):
+            with contextlib.suppress(ImageError):
+                call()
+        with contextlib.suppress(ImageError):
+            save("x.example", ANNA)
+            assert find("x.example") == ANNA
