@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from . import _native, idmap
 from .cgroups import Bundle, Group
@@ -201,7 +201,7 @@ def _shape(
     begun_fds: list[int | None] = []
     dev_fd = disk_fd = None
     if table is not None and shared.root:
-        layer_fds = _layers(wanted.rootfs, id_map, pid, table)
+        layer_fds = _layers(wanted.rootfs, id_map, pid, table, together=shared.lowerdir_plus)
         if wanted.disk is not None:
             disk_fd = table.own(_native.clone_tree(wanted.disk))
     if table is not None:
@@ -255,13 +255,19 @@ def _begun(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -
     return places
 
 
-def _layers(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -> dict[int, Sequence[int]]:
+def _layers(
+    rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors, *, together: bool
+) -> dict[int, Sequence[int]]:
+    """Copies of the layers' mounts, for each tree; `together`: one of what they lie in, where they do."""
     found: dict[int, Sequence[int]] = {}
     userns_fd = -1
     try:
         for number, tree in enumerate(rootfs.trees):
             places = []
-            for layer in tree.layers:
+            layers = tree.layers
+            if tree.within is not None and together and len(layers) > 1:
+                layers = (evolve(layers[0], path=tree.within),)
+            for layer in layers:
                 fd = _native.clone_tree(layer.path, recursive=tree.kind == "bind")
                 places.append(table.own(fd))
                 if layer.idmap and id_map is not None and id_map.root_uid != 0:

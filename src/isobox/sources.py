@@ -196,7 +196,11 @@ def _of_image(image: LocalImage, own_ids: bool) -> Source:
     )
     found = image.directory("/etc")
     etc = etc_mode(found, root=os.geteuid() == 0) if found is not None or not image.has("/etc") else None
-    return Source(Rootfs((Tree("/", layers, mode=image.mode),), missing, etc=etc), defaults, image.chosen)
+    return Source(
+        Rootfs((Tree("/", layers, mode=image.mode, within=image.within),), missing, etc=etc),
+        defaults,
+        image.chosen,
+    )
 
 
 def _volumes(paths: Sequence[str]) -> tuple[str, ...]:

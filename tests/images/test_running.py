@@ -80,9 +80,9 @@ class TestKeptReady:
             assert os.waitpid(pid, 0)[1] == 0
 
     def test_many_layers(self, tmp_path: Path) -> None:
-        load(tmp_path, base(), *[packed(entry(f"etc/{number}", b"x")) for number in range(150)])
+        load(tmp_path, base(), *[packed(entry(f"etc/{number}", b"x")) for number in range(210)])
         with Container("app:1") as box:
-            assert len(said(box, ["ls", "/etc"]).split()) == 152 + 3  # those of isobox
+            assert len(said(box, ["ls", "/etc"]).split()) == 212 + 3  # those of isobox
 
 
 class TestWhatItRuns:

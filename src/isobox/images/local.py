@@ -73,6 +73,11 @@ class LocalImage:
         return parse_signal(text) if text else None
 
     @property
+    def within(self) -> str | None:
+        """The directory that has all the layers, each by one rename; None where there are none."""
+        return os.path.dirname(os.path.dirname(self.lowers[0])) if self.lowers else None
+
+    @property
     def mode(self) -> int:
         """The mode of its root directory: that of the topmost layer."""
         return stat.S_IMODE(os.lstat(self.lowers[0]).st_mode) & 0o1777 if self.lowers else 0o755

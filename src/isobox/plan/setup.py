@@ -81,8 +81,9 @@ class Shape:
     """What the first part of a plan is made from: it names no container, so one may be made in advance.
 
     `layer_fds`, `dev_fd` and `disk_fd` are places in the table of descriptors that travels with it
-    (tree index → one detached copy a layer); what is not in it is reached by its path, and so are the
-    sources of `mounts`. `begun_fds`: one for each of `rootfs.begun`, None where it has a path.
+    (tree index → one detached copy a layer, or one of what all lie within); what is not in it is reached by
+    its path, and so are the sources of `mounts`. `begun_fds`: one for each of `rootfs.begun`, None where it
+    has a path.
     """
 
     stage: str
@@ -434,6 +435,12 @@ def _lowers(stage: _Stage, number: int, tree: Tree, fds: Sequence[int] | None) -
         lowers.append(mask)
     if fds is None:
         return lowers + [layer.path for layer in tree.layers]
+    if tree.within is not None and len(fds) < len(tree.layers):
+        whole = f"{base}/lower/{number}"
+        stage.mkdir(whole)
+        stage.add("TAKE_TREE", fds[0], note=tree.within)
+        stage.add("ATTACH", HOST_PATH, strings=(whole,), note=f"the layers in {tree.within}")
+        return lowers + [whole + layer.path.removeprefix(tree.within) for layer in tree.layers]
     for place, layer in zip(fds, tree.layers, strict=True):
         # overlayfs takes a layer only from this mount namespace: attach the parent's copy to it first.
         lower = f"{base}/lower/{number}.{len(lowers)}"

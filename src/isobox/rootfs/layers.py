@@ -43,6 +43,7 @@ class Tree:
     kind "bind": the one layer and everything mounted below it, read-only.
     `mode` is the mode of an overlay's root directory (it belongs to the container's root).
     `is_file`: the layer is a regular file, so the mount point has to be one; only with "bind".
+    `within`: a directory that all the layers lie below, on its own file system: one mount shows them all.
     """
 
     target: str
@@ -51,6 +52,7 @@ class Tree:
     mode: int = 0o755
     is_file: bool = False
     hidden: tuple[str, ...] = ()
+    within: str | None = None
 
 
 @frozen
