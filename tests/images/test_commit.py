@@ -419,6 +419,14 @@ class TestOthers:
             assert file is not None and file.read() == b"s\n"
         assert about["secret/file"] == (7, 0o600, "") and about["secret/link"][2] == "x"
         assert about["secret/dir"][0] == 7 and "data/.wh..wh..opq" in about
+        # Now they are in a layer below, closed to this user as well.
+        with Container("new:1", mounts=["/usr:/secret/mnt:ro"]) as box:
+            sh(box, "rm /secret/file; rm -r /secret/dir; mkdir /secret/dir; touch /secret/dir/new")
+            before = listing(box)
+            made = box.commit("new:2")
+        assert {"secret/.wh.file", "secret/dir/.wh..wh..opq", "secret/dir/new"} <= set(names(made))
+        with Container("new:2") as box:
+            assert listing(box) == before
 
 
 def export(box: Container) -> bytes:

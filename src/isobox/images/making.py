@@ -32,7 +32,7 @@ from .store import Store
 
 __all__ = ["Added", "Changes", "add_image", "add_layer", "changed", "epoch"]
 
-_LEVEL: Final = 6  # gzip's own, and Docker's
+_LEVEL: Final = 4  # twice as fast as 6, which others take, and 4 % larger: a container stands still meanwhile
 _GZIP: Final = 31  # zlib's number for gzip, with the largest window; its header has no name and no time
 
 
