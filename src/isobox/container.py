@@ -562,8 +562,8 @@ class Container:
         """
         from .snapshots import take_snapshot
 
-        programs = self._running("snapshot", paused=True)
         with self._lock:
+            programs = self._running("snapshot", paused=True)
             uppers = self._uppers if self._state == "paused" else None
             try:
                 return take_snapshot(programs.launched, self._spec, shared(), uppers)
@@ -579,15 +579,21 @@ class Container:
         same `userns`. Raises `StateError`, and `SpecError` where that is another one; if it raises anything
         else (`SetupError`, ...), the container is stopped.
         """
-        programs = self._running("restore", paused=True)
-        self._begin_at(snapshot, self._spec.userns)
+        from .snapshots import Snapshot
+
+        if not isinstance(snapshot, Snapshot):
+            raise SpecError("snapshot", snapshot, "a Snapshot, as Container.snapshot gives it")
+        _check_userns(snapshot, self._spec.userns)
         with self._lock, ExitStack() as held:
+            programs = self._running("restore", paused=True)
             origin = snapshot.origin
             origin.hold(held)
+            self._snapshot = snapshot
             try:
                 self._end_programs(programs)
                 self._inner.close()
                 self._spec = evolve(self._spec, image=snapshot.image)
+                self._changed_while_paused = False
                 self._launch(origin)
             except BaseException as error:
                 self._state, self._snapshot = "stopped", None

@@ -302,8 +302,28 @@ for number in range(10**8, 10**9):
         with taken, ThreadPoolExecutor(6) as pool:
             found = list(pool.map(one, range(24)))
             assert found == [f"0\n{number}\n1\n" for number in range(24)]
+            assert isobox.run(["cat", "/number"], taken, text=True).stdout == "0\n"
             with Container(taken) as last:
                 assert sh(last, "cat /number; ls /d") == "0\nx\n"
+
+    def test_removed_meanwhile(self) -> None:
+        """Another thread that restores it can't bring it back."""
+        with nothing_left():
+            restored = 0
+
+            def restore() -> None:
+                nonlocal restored
+                with contextlib.suppress(StateError):
+                    while True:
+                        box.restore(taken)
+                        restored += 1
+
+            with Container() as box, box.snapshot() as taken, ThreadPoolExecutor(1) as pool:
+                done = pool.submit(restore)
+                assert wait_until(lambda: restored > 2)
+                box.remove()
+                done.result()
+            assert state(box) == "stopped"
 
     def test_ready_ones_go_with_it(self) -> None:
         """What is prepared for the next container does not keep a closed snapshot, nor serves anybody."""
