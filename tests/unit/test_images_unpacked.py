@@ -143,6 +143,32 @@ def test_prune(layers: Layers) -> None:
     stacked(layers, base, top).close()
 
 
+def test_prune_goes_from_the_top(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any moment, no layer stays whose lower one is gone: it could never be taken again."""
+    sources = [Source(packed(entry(f"f{number}"))) for number in range(6)]
+    ids = chain_ids([source.diff_id for source in sources])
+    rename, delete = os.rename, layers._delete
+    deleted: list[str] = []
+
+    def killed(old: str, new: str) -> None:
+        rename(old, new)
+        if "/.layer-" in new:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers, "_delete", lambda path: deleted.append(path) or delete(path))
+    stacked(layers, *sources).close()
+    for number in range(5, 0, -1):
+        with monkeypatch.context() as changed:
+            changed.setattr(os, "rename", killed)
+            with pytest.raises(KeyboardInterrupt):
+                layers.prune([])
+        assert sorted(layers.chain_ids()) == sorted(ids[:number])
+    stacked(layers, *sources).close()
+    deleted.clear()
+    assert sorted(layers.prune([])) == sorted(ids) and temporary(layers) == []
+    assert len(deleted) <= 2, "one process for all, and one for what was left before"
+
+
 def test_nothing_is_open_in_the_end(layers: Layers) -> None:
     stacked(layers, Source(BASE)).close()
     before = len(os.listdir("/proc/self/fd"))

@@ -22,7 +22,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final
@@ -144,7 +144,6 @@ class Layers:
         `keep`: chain ids, of the topmost layer of each image at least. Also removes what processes
         that were killed left. What can't be removed any more is tried again next time.
         """
-        removed: list[Digest] = []
         with _as_setup_error(self.path), self._exclusive():
             there = self.chain_ids()
             kept = set(keep)
@@ -152,10 +151,9 @@ class Layers:
             for chain_id in kept & set(there):
                 with contextlib.suppress(ImageError):  # a damaged one: it keeps what is known
                     kept.update(self._chain(chain_id))
-            for chain_id in there:
-                if chain_id not in kept:
-                    self._remove(chain_id)
-                    removed.append(chain_id)
+            # From the top: whatever ends this, no layer stays without the one below.
+            removed = sorted((each for each in there if each not in kept), key=self._depth, reverse=True)
+            self._remove(removed)
             for name in set(os.listdir(f"{self.path}/locks")) - set(map(str, there)):
                 if self._unlocked(name):
                     os.unlink(f"{self.path}/locks/{name}")
@@ -218,13 +216,24 @@ class Layers:
         finally:
             os.close(fd)
 
-    def _remove(self, chain_id: Digest) -> None:
+    def _remove(self, chain_ids: Sequence[Digest]) -> None:
+        if not chain_ids:
+            return
         gone = f"{self._places}/{PREFIX}{os.urandom(8).hex()}"
-        os.rename(self._place(chain_id), gone)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.path}/locks/{chain_id}")
+        os.mkdir(gone, 0o700)
+        for chain_id in chain_ids:
+            os.rename(self._place(chain_id), f"{gone}/{chain_id}")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.path}/locks/{chain_id}")
         with contextlib.suppress(OSError):
-            self._delete(gone)
+            self._delete(gone)  # all at once: it may take a process
+
+    def _depth(self, chain_id: Digest) -> int:
+        """How many layers there are from here down; one whose chain is broken lies on top of all."""
+        try:
+            return len(self._chain(chain_id))
+        except ImageError:
+            return _MOST_BELOW + 1
 
     def _unpack(self, stream: Readable, into: str, diff_id: Digest, lowers: tuple[str, ...]) -> LayerUnpacked:
         if self.id_map is None:
