@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from isobox.images.registry.progress import Progress
 from isobox.images.registry.push import push
 from isobox.images.store import Store
 from made import archive
+from patience import patient
 from registry import Registry, running_registry, skopeo
 
 USERS = {"anna": "se cret:ü"}
@@ -396,6 +398,38 @@ class TestCuts:
             with pytest.raises(KeyboardInterrupt):
                 push(store, image, named(registry, "app:1"), progress=report)
             assert threading.active_count() == before
+            push(store, image, named(registry, "app:1"))
+            same(registry, store, image, "app:1")
+
+    def test_ctrl_c_while_the_registry_is_silent(self, store: Store, tmp_path: Path) -> None:
+        """Nobody waits for it then: it is given ten minutes here."""
+        image = add(store, noise(3_000_000), noise(3_000_000))
+        with running_registry(tmp_path / "registry") as registry:
+            stopped = threading.Event()
+
+            def report(progress: Progress) -> None:
+                if progress.step == "uploading" and not stopped.is_set():
+                    os.kill(registry.pid, signal.SIGSTOP)
+                    stopped.set()
+
+            def interrupt() -> None:
+                if stopped.wait(patient(60)):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            thread = threading.Thread(target=interrupt)
+            thread.start()
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    push(
+                        store,
+                        image,
+                        named(registry, "app:1"),
+                        progress=report,
+                        patience=Patience(silence=600),
+                    )
+            finally:
+                thread.join()
+                os.kill(registry.pid, signal.SIGCONT)
             push(store, image, named(registry, "app:1"))
             same(registry, store, image, "app:1")
 
