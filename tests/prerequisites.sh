@@ -81,6 +81,17 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     if (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
         --no-install-recommends $missing $optional) >"$log" 2>&1; then
         rm -f "$log"
+        case "$missing " in
+        *" docker-registry "*)
+            # The tests run registries of their own; nobody has asked for a service on port 5000.
+            if [ -d /run/systemd/system ]; then
+                systemctl --quiet disable --now docker-registry.service || :
+            else
+                service docker-registry stop >/dev/null 2>&1 || :
+                update-rc.d docker-registry disable >/dev/null 2>&1 || :
+            fi
+            ;;
+        esac
         exit 0
     fi
     cat "$log" >&2
