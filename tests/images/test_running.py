@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 import isobox
 from archives import entry, folder, link, packed
 from isobox import Container, Image
+from isobox.cli import main
 from isobox.images import local
 from leftovers import nothing_left
 from made import archive, base, busybox, upper
@@ -21,7 +22,7 @@ from programs import said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
 
-ROOT = os.geteuid() == 0
+Captured: TypeAlias = pytest.CaptureFixture[str]
 
 
 def load(tmp_path: Path, *layers: bytes, name: str = "app:1", **run: Any) -> Image:
@@ -122,13 +123,17 @@ class TestWhatItRuns:
             ({"Entrypoint": ["false"]}, ["--entrypoint", "", "app:1", "echo", "own"], "own"),
         ],
     )
-    def test_command_line(self, run: dict[str, Any], given: list[str], said: str, tmp_path: Path) -> None:
+    def test_command_line(
+        self, run: dict[str, Any], given: list[str], said: str, tmp_path: Path, capfd: Captured
+    ) -> None:
         load(tmp_path, **run)
-        assert isobox_command("run", *given) == f"{said}\n"
+        assert isobox_command(capfd, "run", *given) == f"{said}\n"
 
-    def test_command_line_without_any(self, tmp_path: Path) -> None:
+    def test_command_line_without_any(self, tmp_path: Path, capfd: Captured) -> None:
         load(tmp_path)
-        assert "add a command, such as isobox run app:1 sh" in isobox_command("run", "app:1", status=125)
+        assert "add a command, such as isobox run app:1 sh" in isobox_command(
+            capfd, "run", "app:1", status=125
+        )
 
 
 class TestWorkingDirectory:
@@ -284,12 +289,11 @@ def busy() -> list[Any]:
     return [folder("bin"), entry("bin/busybox", busybox(), mode=0o755)]
 
 
-def isobox_command(*args: str, status: int = 0) -> str:
+def isobox_command(capfd: Captured, *args: str, status: int = 0) -> str:
     """What a command writes to stdout; to stderr where it is to fail."""
-    command = [sys.executable, "-m", "isobox.cli", *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60))
-    assert done.returncode == status, (done.stdout, done.stderr)
-    return done.stdout if status == 0 else done.stderr
+    found, (out, err) = main(args), capfd.readouterr()
+    assert found == status, (out, err)
+    return out if status == 0 else err
 
 
 def rootfs(box: Container) -> object:

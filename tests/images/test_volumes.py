@@ -9,12 +9,14 @@ import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 import isobox
 from archives import entry, folder, link, packed
 from isobox import Container, Image, Mount, NotFound, StateError, Volume
+from isobox.cli import main
 from leftovers import nothing_left
 from made import archive, base
 from patience import patient
@@ -22,7 +24,7 @@ from programs import said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
 
-ROOT = os.geteuid() == 0
+Captured: TypeAlias = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -125,14 +127,14 @@ class TestLife:
             assert sh(two, "stat -c %u:%g /b /b/file").split() == ["0:0", "0:0"]
         assert isobox.run(["cat", "/c/file"], "app:1", mounts=["web:/c"]).stdout == b"x"
 
-    def test_in_use(self, image: Image, data: Path) -> None:
+    def test_in_use(self, image: Image, data: Path, capfd: Captured) -> None:
         volume = Volume.create("web")
         assert Volume.create("web") == volume and not volume.in_use
         with Container("app:1", mounts=["web:/a", "web:/b"]) as box:
             assert volume.in_use
             with pytest.raises(StateError, match="volume web: a container uses it"):
                 volume.remove()
-            assert "uses it" in isobox_command("volume", "rm", "web", status=125)
+            assert "uses it" in isobox_command(capfd, "volume", "rm", "web", status=125)
             assert Volume.prune() == []
             box.write_bytes("/a/x", b"")
         volume.remove()
@@ -169,25 +171,22 @@ class TestLife:
         assert Volume.all() == []
 
 
-def test_command_line(image: Image) -> None:
-    assert isobox_command("volume", "ls") == "NAME  IN USE  CREATED\n"
-    assert isobox_command("volume", "create", "lock") == "lock\n"
-    assert isobox_command("run", "-v", "web:/data", "app:1", "cat", "/data/changed") == "2"
-    assert isobox_command("volume", "ls", "-q") == "lock\nweb\n"
-    assert isobox_command("volume", "ls").splitlines()[1].split()[:2] == ["lock", "no"]
-    (found,) = json.loads(isobox_command("volume", "inspect", "web"))
+def test_command_line(image: Image, capfd: Captured) -> None:
+    assert isobox_command(capfd, "volume", "ls") == "NAME  IN USE  CREATED\n"
+    assert isobox_command(capfd, "volume", "create", "lock") == "lock\n"
+    assert isobox_command(capfd, "run", "-v", "web:/data", "app:1", "cat", "/data/changed") == "2"
+    assert isobox_command(capfd, "volume", "ls", "-q") == "lock\nweb\n"
+    assert isobox_command(capfd, "volume", "ls").splitlines()[1].split()[:2] == ["lock", "no"]
+    (found,) = json.loads(isobox_command(capfd, "volume", "inspect", "web"))
     assert (found["Name"], found["InUse"], found["Mountpoint"]) == ("web", False, Volume.get("web").path)
-    assert "no volume none" in isobox_command("volume", "inspect", "none", status=125)
-    assert isobox_command("volume", "rm", "lock") == "lock\n"
-    assert "--force" in isobox_command("volume", "prune", status=125)
-    assert isobox_command("volume", "prune", "-f") == "web\n"
+    assert "no volume none" in isobox_command(capfd, "volume", "inspect", "none", status=125)
+    assert isobox_command(capfd, "volume", "rm", "lock") == "lock\n"
+    assert "--force" in isobox_command(capfd, "volume", "prune", status=125)
+    assert isobox_command(capfd, "volume", "prune", "-f") == "web\n"
 
 
-def isobox_command(*args: str, status: int = 0) -> str:
+def isobox_command(capfd: Captured, *args: str, status: int = 0) -> str:
     """What a command writes to stdout; to stderr where it is to fail."""
-    command = [sys.executable, "-m", "isobox.cli", *args]
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=patient(60)
-    )
-    assert done.returncode == status, (done.stdout, done.stderr)
-    return done.stdout if status == 0 else done.stderr
+    found, (out, err) = main(args), capfd.readouterr()
+    assert found == status, (out, err)
+    return out if status == 0 else err
