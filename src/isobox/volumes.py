@@ -106,14 +106,15 @@ class Volume:
     @property
     def in_use(self) -> bool:
         """Whether a container uses it now, in whatever process."""
-        try:
-            fd = os.open(f"{_top()}/{self.name}/lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            return not _try_alone(fd)
-        finally:
-            os.close(fd)
+        with _locked():  # who starts just now must not find it taken by this look
+            try:
+                fd = os.open(f"{_top()}/{self.name}/lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            try:
+                return not _try_alone(fd)
+            finally:
+                os.close(fd)
 
     def remove(self) -> None:
         """Delete it with all that is in it. `NotFound`; `StateError` while a container uses it."""
@@ -167,9 +168,11 @@ def _hold(name: str, lowers: Sequence[str], target: str) -> IO[bytes]:
             with _doing(place):
                 if alone and lowers and _empty(f"{place}/data"):
                     _fill(place, lowers, target)
+                waited = not alone and not _try(fd, fcntl.LOCK_SH)
                 fcntl.flock(fd, fcntl.LOCK_SH)  # waits for who fills it; who removes it may come first
                 same = _is(fd, f"{place}/lock")
-            if same:
+                failed_there = same and waited and bool(lowers) and _empty(f"{place}/data")
+            if same and not failed_there:
                 failed.pop_all()
                 return os.fdopen(fd, "rb", buffering=0)
 
@@ -213,8 +216,12 @@ def _made(name: str) -> int:
 
 
 def _try_alone(fd: int) -> bool:
+    return _try(fd, fcntl.LOCK_EX)
+
+
+def _try(fd: int, how: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -17,7 +18,8 @@ import isobox
 from archives import entry, folder, link, packed
 from isobox import Container, Image, Mount, NotFound, StateError, Volume
 from isobox.cli import main
-from leftovers import nothing_left
+from isobox.images import seed
+from leftovers import nothing_left, wait_until
 from made import archive, base
 from patience import patient
 from programs import said, sh
@@ -99,6 +101,32 @@ class TestFirstContent:
         with Container("app:1", mounts=["web:/data"]) as box:
             assert said(box, ["cat", "/data/changed"]) == "2"
 
+    def test_a_failure_that_another_waits_for(self, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who waited fills it."""
+        waiting, real, calls = threading.Event(), seed.seed, []
+
+        def first_fails(*args: Any) -> None:
+            calls.append(args)
+            if len(calls) > 1:
+                real(*args)
+                return
+            waiting.set()
+            assert wait_until(lambda: waits_for_lock(other.native_id))
+            half(*args)
+
+        def second() -> None:
+            waiting.wait(patient(30))
+            said_there.append(isobox.run(["cat", "/data/changed"], "app:1", mounts=["web:/data"]).stdout)
+
+        said_there: list[bytes] = []
+        monkeypatch.setattr(seed, "seed", first_fails)
+        other = threading.Thread(target=second)
+        other.start()
+        with pytest.raises(isobox.SetupError, match="No space"):
+            isobox.run(["true"], "app:1", mounts=["web:/data"])
+        other.join()
+        assert said_there == [b"2"] and len(calls) == 2
+
     def test_killed_on_the_way(self, image: Image, data: Path) -> None:
         code = (
             "import isobox, os; from isobox.images import seed\n"
@@ -112,6 +140,11 @@ class TestFirstContent:
         with Container("app:1", mounts=["web:/data"]) as box:
             assert "changed" in said(box, ["ls", "/data"])
         assert sorted(os.listdir(data / "volumes/web")) == ["data", "lock"]
+
+
+def waits_for_lock(thread: int | None) -> bool:
+    """By the name of what it sleeps in, in the kernel."""
+    return "lock" in Path(f"/proc/self/task/{thread}/wchan").read_text()
 
 
 def half(lowers: object, path: str, into: str) -> None:
