@@ -405,7 +405,7 @@ for line in sys.stdin:
 
 
 def test_killed_at_any_moment(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 times, 34 for an ordinary user, whose pulls take longer.
+    """100 times, 20 for an ordinary user, whose pulls take longer.
 
     Each pull after it finishes, with an image whose every byte is right.
     """
@@ -426,15 +426,15 @@ def test_killed_at_any_moment(registry: Registry, monkeypatch: pytest.MonkeyPatc
         assert parent.stdin is not None and parent.stdout is not None
         stack.callback(parent.stdin.close)
         seconds = 0.1
-        for number in range(100 if os.geteuid() == 0 else 34):
-            parent.stdin.write(f"{seconds * (number % 34) / 30}\n")
+        for number in range(100 if os.geteuid() == 0 else 20):
+            parent.stdin.write(f"{seconds * (number * 7 % 34) / 30}\n")
             parent.stdin.flush()
             killed += int(parent.stdout.readline()) == -signal.SIGKILL
             half += (data / "images/blobs").is_dir() and not Store.default().references()
             begun = time.monotonic()
             image = Image.pull(name)
             if number == 0:
-                seconds = time.monotonic() - begun
+                seconds = min(time.monotonic() - begun, 0.5)
             assert image.references == (name,)
             store = Store.default()
             for layer, diff_id in image._chosen.layers:
@@ -445,4 +445,4 @@ def test_killed_at_any_moment(registry: Registry, monkeypatch: pytest.MonkeyPatc
             assert store.prune().blobs == () and os.listdir(data / "images/.isobox/leases") == []
             image.remove()
             shutil.rmtree(data / "images")
-    assert killed > 10 and half > 3
+    assert killed > 6 and half > 2

@@ -254,6 +254,26 @@ class TestRequests:
         assert len(opened) == 2 and all(one.closed for one in opened)
 
 
+class TestProxies:
+    def test_one_that_is_named(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://{server.address}")
+        monkeypatch.setenv("no_proxy", "other.invalid")
+        server.answers |= {"http://far.invalid/v2/": b"{}", "http://far.invalid/v2/app/tags/list": b"ok"}
+        with Client("far.invalid", insecure=True, patience=QUICK) as client:
+            assert get(client) == b"ok"
+        asked = len(server.asked)
+        with Client("other.invalid", patience=QUICK) as client, pytest.raises(RegistryError, match="no host"):
+            get(client)
+        assert len(server.asked) == asked
+
+    def test_never_to_this_machine(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        server.answers["/v2/app/tags/list"] = b"ok"
+        with server.client() as client:
+            assert get(client) == b"ok"
+
+
 class TestRedirects:
     def login(self, server: Server, answer: Callable[[Any], None]) -> None:
         """The path wants a login, and then answers."""
