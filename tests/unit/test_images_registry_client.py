@@ -302,6 +302,16 @@ class TestRedirects:
                 with pytest.raises(RegistryError, match="401") as refused:
                     get(client)
             assert "secret" not in str(refused.value)
+            realm = f'Bearer realm="http://{other.address}/token"'
+            other.answers |= {
+                "/x": lambda handler: say(handler, 401, WWW_Authenticate=realm),
+                "/token": b'{"token": "t"}',
+            }
+            with server.client(credential=Credential("anna", "x")) as client:
+                for _ in range(2):  # the second one comes with a login at once
+                    with pytest.raises(RegistryError, match="401"):
+                        get(client)
+            assert {asked[1].partition("?")[0] for asked in other.asked} == {"/x"}
             assert all("authorization" not in asked[2] for asked in other.asked)
 
     def test_on_the_same_host_they_go_on(self, server: Server) -> None:
