@@ -314,15 +314,16 @@ class Container:
         with self._lock:
             from .snapshots import Uppers
 
-            self._uppers = Uppers(programs.control, programs.launched.rootfs)  # nobody answers later
-            self._paused.callback(self._uppers.close)
-            programs.control.pause(True)
             try:
+                self._uppers = Uppers(programs.control, programs.launched.rootfs)  # nobody answers later
+                self._paused.callback(self._uppers.close)
+                programs.control.pause(True)
                 thaw_at_end(programs.launched.group, shared(), self._paused)
                 programs.launched.group.freeze()
-            except BaseException:
+            except BaseException as error:
                 self._paused.close()
                 programs.control.pause(False)
+                _say(error)
                 raise
             self._state = "paused"
 
