@@ -13,7 +13,7 @@ from typing import Any
 def listing(top: str) -> dict[str, dict[str, Any]]:
     """Path → what is known of it; hard links by the first path of the same file."""
     found: dict[str, dict[str, Any]] = {}
-    first: dict[int, str] = {}
+    first: dict[tuple[int, int], str] = {}  # layers of an overlay have the same numbers
     todo = ["."]
     while todo:
         path = todo.pop()
@@ -32,7 +32,7 @@ def listing(top: str) -> dict[str, dict[str, Any]]:
         if stat.S_ISDIR(status.st_mode):
             todo += [os.path.join(path, name) for name in sorted(os.listdir(whole), reverse=True)]
         else:
-            known["same"] = first.setdefault(status.st_ino, os.path.normpath(path))
+            known["same"] = first.setdefault((status.st_dev, status.st_ino), os.path.normpath(path))
         if stat.S_ISLNK(status.st_mode):
             known["target"] = os.readlink(whole)
         if stat.S_ISREG(status.st_mode):

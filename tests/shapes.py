@@ -117,8 +117,12 @@ STACK = [
     ],
 ]
 _SHOWN = """
-import subprocess, sys
+import os, subprocess, sys
 options, target, listing, *layers = sys.argv[1:]
+for number, layer in enumerate(layers):
+    if os.path.isfile(layer):
+        from isobox import _native
+        layers[number] = f"/proc/{os.getpid()}/fd/{_native.mount_file('erofs', layer)}"
 options = f"lowerdir={':'.join(layers)}{options}"
 subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, target], check=True)
 sys.argv = [listing, target]

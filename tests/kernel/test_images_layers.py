@@ -13,14 +13,24 @@ import pytest
 
 from archives import attributes_kept, packed
 from isobox.images.layers import unpack_layer
+from isobox.images.mounted import Mount, mount, possible
+from isobox.images.packed import pack_layer
 from listing import listing
 from programs import ROOT
 from requirements import program
 from shapes import STACK, compared, dated, merged, shaped
 
 
+@pytest.fixture(params=["folder", "file"])
+def as_file(request: pytest.FixtureRequest, tmp_path: Path) -> bool:
+    """Layers as directories, and as files that are mounted."""
+    if request.param == "file" and not (ROOT and possible(str(tmp_path))):
+        pytest.skip("nothing mounts a file here")
+    return bool(request.param == "file")
+
+
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_one_layer_as_gnu_tar_unpacks_it(format: int, tmp_path: Path) -> None:
+def test_one_layer_as_gnu_tar_unpacks_it(format: int, as_file: bool, tmp_path: Path) -> None:
     attributes_kept(tmp_path)
     with tarfile.open(fileobj=io.BytesIO(shaped())) as tar:
         whole = [(info, tar.extractfile(info).read() if info.isreg() else b"") for info in tar]  # type: ignore[union-attr]
@@ -31,13 +41,20 @@ def test_one_layer_as_gnu_tar_unpacks_it(format: int, tmp_path: Path) -> None:
     theirs.mkdir()
     options = ["--xattrs", "--xattrs-include=*", "-p", *(["--numeric-owner", "--same-owner"] if ROOT else [])]
     subprocess.run(["tar", *options, "-C", theirs, "-x"], input=layer, check=True)
-    unpack_layer(io.BytesIO(gzip.compress(layer)), tmp_path / "ours", keep_owners=ROOT)
-    assert compared(listing(str(tmp_path / "ours"))) == compared(listing(str(theirs)))
+    if as_file:
+        pack_layer(io.BytesIO(gzip.compress(layer)), tmp_path / "layer.erofs")
+        mounted = mount(str(tmp_path / "layer.erofs"))
+        assert mounted is not None
+        ours = listing(mounted.path)
+    else:
+        unpack_layer(io.BytesIO(gzip.compress(layer)), tmp_path / "ours", keep_owners=ROOT)
+        ours = listing(str(tmp_path / "ours"))
+    assert compared(ours) == compared(listing(str(theirs)))
 
 
 @pytest.mark.requires("user_namespaces", "overlay")
 @pytest.mark.parametrize("options", [",userxattr", *([""] if ROOT else [])])
-def test_layers_on_each_other_as_umoci_unpacks_them(options: str, tmp_path: Path) -> None:
+def test_layers_on_each_other_as_umoci_unpacks_them(options: str, as_file: bool, tmp_path: Path) -> None:
     attributes_kept(tmp_path)
     stack = [dated(*members) for members in STACK]
     image = f"{tmp_path}/image:latest"
@@ -45,12 +62,19 @@ def test_layers_on_each_other_as_umoci_unpacks_them(options: str, tmp_path: Path
     subprocess.run([*umoci, "init", "--layout", f"{tmp_path}/image"], check=True)
     subprocess.run([*umoci, "new", "--image", image], check=True)
     folders: list[Path] = []
+    mounts: list[Mount] = []
     for number, data in enumerate(stack):
         archive = tmp_path / f"{number}.tar"
         archive.write_bytes(data)
         subprocess.run([*umoci, "raw", "add-layer", "--image", image, archive], check=True)
         place = tmp_path / f"layer{number}"
-        unpack_layer(io.BytesIO(data), place, keep_owners=ROOT, lowers=folders)
+        if as_file:
+            pack_layer(io.BytesIO(data), place, lowers=[made.path for made in mounts])
+            mounted = mount(str(place))
+            assert mounted is not None
+            mounts.insert(0, mounted)
+        else:
+            unpack_layer(io.BytesIO(data), place, keep_owners=ROOT, lowers=folders)
         folders.insert(0, place)
     rootless = [] if ROOT else ["--rootless"]
     subprocess.run([*umoci, "raw", "unpack", *rootless, "--image", image, tmp_path / "theirs"], check=True)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,28 @@ from isobox.images import layers
 from isobox.images.ahead import Ahead
 from isobox.images.digest import Digest
 from isobox.images.layers import LayerUnpacked, collect, unpack_layer
+from isobox.images.mounted import Mount, mount, possible
+from isobox.images.packed import pack_layer
 from programs import ROOT
 
 Member = tuple[tarfile.TarInfo, bytes]
 HARD = tarfile.LNKTYPE
 OPAQUE = ".wh..wh..opq"
+
+
+_as_files = False
+_mounted: list[Mount] = []
+
+
+@pytest.fixture(params=["folder", "file"])
+def form(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Layers as directories, and as files that are mounted."""
+    if request.param == "file":
+        if not ROOT or not possible(str(tmp_path)):
+            pytest.skip("nothing mounts a file here")
+        monkeypatch.setattr(sys.modules[__name__], "_as_files", True)
+    yield
+    _mounted.clear()
 
 
 def unpacked(tmp_path: Path, *members: Member, **options: Any) -> tuple[Path, LayerUnpacked]:
@@ -42,8 +59,17 @@ def unpacked(tmp_path: Path, *members: Member, **options: Any) -> tuple[Path, La
     before = sorted(os.listdir(place))
     into = place / f"layer{len(before)}"
     threads = threading.active_count()
+    layer = io.BytesIO(packed(*members))
+    if "lowers" in options:
+        options["lowers"] = [f"{lower}/." for lower in options["lowers"]]  # one may be a link of /proc
     try:
-        made = unpack_layer(io.BytesIO(packed(*members)), into, **{"keep_owners": ROOT, **options})
+        if _as_files and options.get("keep_owners", True):
+            made = pack_layer(layer, into, **{key: options[key] for key in options if key != "keep_owners"})
+            mounted = mount(str(into))
+            assert mounted is not None
+            _mounted.append(mounted)
+            return Path(mounted.path), made
+        made = unpack_layer(layer, into, **{"keep_owners": ROOT, **options})
     except BaseException:
         assert sorted(os.listdir(place)) == before
         raise
@@ -78,6 +104,7 @@ def attributes(tmp_path: Path) -> None:
     attributes_kept(tmp_path)
 
 
+@pytest.mark.usefixtures("form")
 def test_whiteouts(tmp_path: Path) -> None:
     place, made = unpacked(
         tmp_path, folder("etc"), entry("etc/.wh.motd"), entry(".wh.srv"), entry("etc/f", b"x")
@@ -87,7 +114,7 @@ def test_whiteouts(tmp_path: Path) -> None:
     assert (made.whiteouts, made.opaque, made.hides_all, made.entries) == (2, 0, False, 4)
 
 
-@pytest.mark.usefixtures("attributes")
+@pytest.mark.usefixtures("attributes", "form")
 @pytest.mark.parametrize("order", [1, -1])
 def test_what_is_deleted_and_made_anew(order: int, tmp_path: Path) -> None:
     """A directory in the place of one below must not be merged with it; a file hides all there is."""
@@ -98,7 +125,7 @@ def test_what_is_deleted_and_made_anew(order: int, tmp_path: Path) -> None:
     assert (made.whiteouts, made.opaque) == (0, 1)
 
 
-@pytest.mark.usefixtures("attributes")
+@pytest.mark.usefixtures("attributes", "form")
 @pytest.mark.parametrize("order", [1, -1])
 def test_opaque_directories(order: int, tmp_path: Path) -> None:
     members = [entry(f"a/{OPAQUE}"), folder("a/b"), folder("a/b/c"), entry("a/b/c/foo", b"x")]
@@ -107,17 +134,19 @@ def test_opaque_directories(order: int, tmp_path: Path) -> None:
     assert os.listdir(place / "a") == ["b"] and made.opaque == 1 and not made.hides_all
 
 
-@pytest.mark.usefixtures("attributes")
+@pytest.mark.usefixtures("attributes", "form")
 def test_a_layer_that_hides_all_below(tmp_path: Path) -> None:
     place, made = unpacked(tmp_path, entry(OPAQUE), entry("f", b"x"))
     assert made.hides_all and is_opaque(place) and os.listdir(place) == ["f"]
 
 
+@pytest.mark.usefixtures("form")
 def test_a_whiteout_whose_directory_became_a_file(tmp_path: Path) -> None:
     place, made = unpacked(tmp_path, entry("d/.wh.x"), entry(f"d/{OPAQUE}"), entry("d", b"file"))
     assert (place / "d").read_bytes() == b"file" and made.whiteouts == made.opaque == 0
 
 
+@pytest.mark.usefixtures("form")
 def test_whiteouts_through_links_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/f").write_bytes(b"")
@@ -128,6 +157,7 @@ def test_whiteouts_through_links_stay_inside(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "outside") == ["f"] and (tmp_path / "outside/f").is_file()
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(
     "members",
     [
@@ -153,17 +183,20 @@ def test_names_that_whiteouts_do_not_have(members: list[Member], tmp_path: Path)
         unpacked(tmp_path, entry("first"), *members)
 
 
+@pytest.mark.usefixtures("form")
 def test_what_old_layers_have_of_aufs(tmp_path: Path) -> None:
     aufs = [folder(".wh..wh.plnk"), entry(".wh..wh.plnk/12.34", b"x"), entry(".wh..wh.aufs")]
     place, made = unpacked(tmp_path, *aufs, link(".wh.gone", ".wh..wh.aufs", HARD), entry("f"))
     assert sorted(os.listdir(place)) == ["f", "gone"] and is_whiteout(place / "gone") and made.whiteouts == 1
 
 
+@pytest.mark.usefixtures("form")
 def test_absolute_names_lie_below_the_root(tmp_path: Path) -> None:
     place, _ = unpacked(tmp_path, folder("/"), entry("/etc/f", b"x"), link("h", "/etc/f", HARD))
     assert (place / "etc/f").read_bytes() == (place / "h").read_bytes() == b"x"
 
 
+@pytest.mark.usefixtures("form")
 def test_hard_links(tmp_path: Path) -> None:
     place, _ = unpacked(tmp_path, entry("a/f", b"x"), link("b/g", "a/f", HARD), link("h", "./b/g", HARD))
     assert {(place / name).stat().st_ino for name in ("a/f", "b/g", "h")} == {(place / "h").stat().st_ino}
@@ -172,7 +205,7 @@ def test_hard_links(tmp_path: Path) -> None:
             unpacked(tmp_path, entry("f"), link("h", target, HARD))
 
 
-@pytest.mark.usefixtures("attributes")
+@pytest.mark.usefixtures("attributes", "form")
 def test_attributes(tmp_path: Path) -> None:
     ours = {"user.a": "1", "user.empty": "", "user.overlayish": "2"}
     theirs = {"user.overlay.opaque": "y", "user.overlay.redirect": "/etc", "trusted.overlay.opaque": "y"}
@@ -192,6 +225,7 @@ def test_attributes(tmp_path: Path) -> None:
     assert stat.S_IMODE((place / "f").stat().st_mode) == 0o444
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.requires("root")
 def test_capabilities_of_files_are_for_root_alone(tmp_path: Path) -> None:
     capability = "\x01\x00\x00\x02\x00\x20" + "\x00" * 14  # VFS_CAP_REVISION_2 with CAP_NET_RAW
@@ -204,6 +238,7 @@ def test_capabilities_of_files_are_for_root_alone(tmp_path: Path) -> None:
     assert os.listxattr(place / "ping") == [] and made.attributes == 1
 
 
+@pytest.mark.usefixtures("form")
 def test_owners_and_setuid_bits(tmp_path: Path) -> None:
     place, _ = unpacked(tmp_path, entry("su", b"x", mode=0o4755, uid=7, gid=8), keep_owners=ROOT)
     status = (place / "su").stat()
@@ -211,6 +246,7 @@ def test_owners_and_setuid_bits(tmp_path: Path) -> None:
     assert (status.st_uid, status.st_gid) == ((7, 8) if ROOT else (os.geteuid(), os.getegid()))
 
 
+@pytest.mark.usefixtures("form")
 def test_directories_that_are_closed_in_the_end(tmp_path: Path) -> None:
     """What is put into them comes after, and what is wrong with the layer after that."""
     closed = [folder("./", 0o500), folder("d", 0o000), folder("d/e", 0o100)]
@@ -222,11 +258,14 @@ def test_directories_that_are_closed_in_the_end(tmp_path: Path) -> None:
     above, _ = unpacked(tmp_path, entry("d/new"), entry("d/e/new"), lowers=[place])
     assert stat.S_IMODE(above.stat().st_mode) == 0o500 and stat.S_IMODE((above / "d").stat().st_mode) == 0
     for path in (place, above):
-        (path / "d").chmod(0o700)
+        if not _as_files:
+            (path / "d").chmod(0o700)
         assert stat.S_IMODE((path / "d/e").stat().st_mode) == (0o100 if path == place or ROOT else 0o755)
-        remove_tree(path)
+        if not _as_files:
+            remove_tree(path)
 
 
+@pytest.mark.usefixtures("form")
 def test_device_nodes_are_left_out(tmp_path: Path) -> None:
     """One of 0:0 would be a whiteout."""
     nodes = [entry("null", type=tarfile.CHRTYPE, devmajor=1, devminor=3), entry("w", type=tarfile.CHRTYPE)]
@@ -316,6 +355,7 @@ def test_a_reader_that_is_left_early_ends() -> None:
     assert threading.active_count() == threads and len(read) < 20
 
 
+@pytest.mark.usefixtures("form")
 def test_directories_that_a_layer_has_no_entry_for(tmp_path: Path) -> None:
     """They cover those below: owner, mode and time are to be seen as they are there."""
     base = [folder("./", 0o711), folder("secret", 0o700), folder("secret/in", 0o750), folder("tmp", 0o1777)]
@@ -332,7 +372,7 @@ def test_directories_that_a_layer_has_no_entry_for(tmp_path: Path) -> None:
     assert stat.S_IMODE((upper / "new").stat().st_mode) == 0o755 and (upper / "new").stat().st_mtime == 0
 
 
-@pytest.mark.usefixtures("attributes")
+@pytest.mark.usefixtures("attributes", "form")
 @pytest.mark.parametrize(
     "middle",
     [
@@ -467,7 +507,7 @@ MARKS = [
 ]
 
 
-@pytest.mark.usefixtures("attributes")
+@pytest.mark.usefixtures("attributes", "form")
 def test_the_order_of_whiteouts_is_nothing(tmp_path: Path) -> None:
     chance = random.Random(1)
     seen = set()

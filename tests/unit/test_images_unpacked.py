@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from isobox import _native, idmap
 from isobox.errors import DigestMismatch, ImageError, SetupError, UnpackError, UnsupportedError
 from isobox.images.config import chain_ids
 from isobox.images.digest import Digest
+from isobox.images.mounted import possible
 from isobox.images.unpacked import Held, Layers
 from patience import patient
 from programs import ROOT
@@ -49,11 +51,14 @@ class Source:
 MAPPED = pytest.param("mapped", marks=pytest.mark.requires("ordinary_user", "newuidmap", "id_ranges"))
 
 
-@pytest.fixture(params=["here", MAPPED])
+@pytest.fixture(params=["here", "file", MAPPED])
 def layers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Layers]:
-    """Layers that this process unpacks, and those that one in a user namespace does."""
+    """Layers that this process unpacks, writes to files, and those that one in a user namespace unpacks."""
     id_map = idmap.of_user() if request.param == "mapped" else None
-    with Layers(tmp_path / "layers", keep_owners=ROOT, id_map=id_map) as made:
+    files = request.param == "file"
+    if files and not (ROOT and possible(str(tmp_path))):
+        pytest.skip("nothing mounts a file here")
+    with Layers(tmp_path / "layers", keep_owners=ROOT, id_map=id_map, files=files) as made:
         yield made
         made.prune([])  # what belongs to others here
 
@@ -284,4 +289,126 @@ def test_nothing_is_published_before_it_is_on_disk(layers: Layers, monkeypatch: 
     monkeypatch.setattr(_native, "sync_file_system", seen)
     layers.ensure(None, source.diff_id, source).close()
     layers.ensure(None, source.diff_id, source).close()
-    assert synced == [["hides-all", "parent", "root"]]  # all of it, and once
+    (names,) = synced  # all of it, and once
+    assert names in (["hides-all", "parent", "root"], ["hides-all", "layer.erofs", "parent"])
+
+
+def forms(layers: Layers) -> dict[str, list[str]]:
+    """The forms in which each layer is there."""
+    place = Path(layers.path, "layers")
+    beside = {"parent", "hides-all"}
+    return {name: sorted(set(os.listdir(place / name)) - beside) for name in os.listdir(place)}
+
+
+@pytest.fixture
+def filed(tmp_path: Path) -> Layers:
+    if not ROOT or not possible(str(tmp_path)):
+        pytest.skip("nothing mounts a file here")
+    return Layers(tmp_path / "layers", keep_owners=True)
+
+
+def test_a_file_that_is_damaged_is_replaced_by_a_directory(filed: Layers) -> None:
+    base, next_ = Source(BASE), Source(NEXT)
+    stacked(filed, base, next_).close()
+    assert set(map(tuple, forms(filed).values())) == {("layer.erofs",)}
+    for size in (0, 1000, 3000):
+        os.truncate(f"{filed.path}/layers/{base.diff_id}/layer.erofs", size)
+        assert filed.find(base.diff_id) is None
+    top = chain_ids([base.diff_id, next_.diff_id])[-1]
+    assert filed.find(top) is None
+    with stacked(filed, base, next_) as held:
+        assert (base.opened, next_.opened) == (2, 1) and held.chain_id == top
+        assert [os.listdir(lower) for lower in held.lowers] == [["d"], ["d"]]
+        assert forms(filed)[str(base.diff_id)] == ["layer.erofs", "root"] and temporary(filed) == []
+    assert sorted(filed.prune([])) == sorted([base.diff_id, top])
+
+
+ELSEWHERE = """
+import contextlib, io, os, sys
+from isobox.images.digest import Digest
+from isobox.images.unpacked import Layers
+data = sys.stdin.buffer.read()
+held = Layers(sys.argv[1], keep_owners=True).ensure(
+    None, Digest.of(data), lambda: contextlib.nullcontext(io.BytesIO(data))
+)
+print(held.lowers[0], os.listdir(held.lowers[0]))
+"""
+
+
+@pytest.mark.requires("user_namespaces")
+def test_both_forms_lie_side_by_side(filed: Layers) -> None:
+    """Root of a user namespace mounts no files, and finds one there."""
+    source = Source(BASE)
+    stacked(filed, source).close()
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", ELSEWHERE, filed.path]
+    for _ in range(2):
+        done = subprocess.run(command, input=BASE, stdout=subprocess.PIPE, check=True)
+        assert done.stdout.decode().strip() == f"{filed.path}/layers/{source.diff_id}/root ['d']"
+        assert forms(filed) == {str(source.diff_id): ["layer.erofs", "root"]}
+    with stacked(filed, source) as held:
+        assert held.lowers[0].startswith("/proc/self/fd/") and os.listdir(held.lowers[0]) == ["d"]
+    assert source.opened == 1 and filed.prune([]) == [source.diff_id]
+    assert os.listdir(f"{filed.path}/layers") == []
+
+
+def test_all_of_a_process_share_one_mount(filed: Layers) -> None:
+    source = Source(BASE)
+    before = len(os.listdir("/proc/self/fd"))
+    with stacked(filed, source) as one, stacked(Layers(filed.path, keep_owners=True), source) as two:
+        assert one.lowers == two.lowers and len(os.listdir("/proc/self/fd")) == before + 3  # and two locks
+        one.close()
+        assert os.listdir(two.lowers[0]) == ["d"]
+        with open("/proc/self/mountinfo") as mounts:
+            assert "erofs" not in mounts.read()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_layers_of_many_are_directories(filed: Layers) -> None:
+    """One mount shows them all; a file that is there stays for others."""
+    sources = [Source(packed(entry(f"f{number}"))) for number in range(9)]
+    stacked(filed, *sources[:2]).close()
+    filed.expect(9)
+    with stacked(filed, *sources) as held:
+        assert {os.path.basename(lower) for lower in held.lowers} == {"root"} and len(held.lowers) == 9
+    assert sorted(forms(filed).values()) == [["layer.erofs", "root"]] * 2 + [["root"]] * 7
+    filed.expect(8)
+    with stacked(filed, *sources[:3]) as held:
+        assert [lower.startswith("/proc/") for lower in held.lowers] == [False, True, True]
+        assert [os.listdir(lower) for lower in held.lowers] == [["f2"], ["f1"], ["f0"]]
+    assert len(filed.prune([])) == 9
+
+
+def test_a_mount_that_goes_is_not_taken(filed: Layers) -> None:
+    """However many threads take the layer and let go of it at once."""
+    source = Source(BASE)
+    stacked(filed, source).close()
+    wrong: list[object] = []
+
+    def take() -> None:
+        for _ in range(60):
+            with stacked(filed, source) as held:
+                try:
+                    assert os.listdir(held.lowers[0]) == ["d"]
+                except (OSError, AssertionError) as error:
+                    wrong.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patient(30))
+    assert not wrong
+
+
+def test_a_file_system_that_nothing_mounts_from() -> None:
+    """The kernel reads no EROFS from a file on a tmpfs."""
+    if not ROOT:
+        pytest.skip("for root only")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        layers = Layers(f"{place}/layers", keep_owners=True)
+        source = Source(BASE)
+        with stacked(layers, source) as held:
+            assert os.listdir(held.lowers[0]) == ["d"]
+            expected = "layer.erofs" if possible(place) else "root"
+            assert forms(layers) == {str(source.diff_id): [expected]}
+            assert os.listdir(place) == ["layers"]

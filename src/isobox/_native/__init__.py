@@ -297,6 +297,11 @@ def new_tmpfs(size: int, mode: int) -> int:
     return _check(_lib.isobox_new_tmpfs(b"%d" % size, b"%o" % mode))
 
 
+def mount_file(filesystem: str, path: str | bytes) -> int:
+    """Return a detached, read-only mount of the file system of this type that the file has: fsopen(2)."""
+    return _check(_lib.isobox_mount_file(filesystem.encode(), os.fsencode(path)), path)
+
+
 def load_device_program(code: bytes) -> int:
     """Load a BPF_PROG_TYPE_CGROUP_DEVICE program, given as `struct bpf_insn`; the caller owns it: bpf(2)."""
     return _check(_lib.isobox_load_device_program(_ffi.from_buffer(code), len(code)))

@@ -555,6 +555,22 @@ int isobox_new_tmpfs(const char *size, const char *mode)
     return fd < 0 ? -error : fd;
 }
 
+/* A detached, read-only mount of the file system of this type that lies in a file. */
+int isobox_mount_file(const char *type, const char *path)
+{
+    int context = (int)syscall(SYS_fsopen, type, 1U);
+    if (context < 0)
+        return -errno;
+    int fd = -1;
+    if (syscall(SYS_fsconfig, context, 1U, "source", path, 0) == 0 &&
+        syscall(SYS_fsconfig, context, 0U, "ro", (char *)0, 0) == 0 &&
+        syscall(SYS_fsconfig, context, 6U, (char *)0, (char *)0, 0) == 0)
+        fd = (int)syscall(SYS_fsmount, context, 1U, 1U /* MOUNT_ATTR_RDONLY */);
+    int error = errno;
+    close(context);
+    return fd < 0 ? -error : fd;
+}
+
 /* A loaded BPF_PROG_TYPE_CGROUP_DEVICE program: `code` is an array of struct bpf_insn. */
 int isobox_load_device_program(const unsigned char *code, unsigned long size)
 {

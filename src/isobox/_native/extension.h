@@ -34,6 +34,7 @@ int isobox_sync_file_system(int fd);
 unsigned long isobox_make_files(struct isobox_files *files, const unsigned char *data, unsigned long size);
 int isobox_try_call(long number);
 int isobox_landlock_abi(void);
+int isobox_mount_file(const char *type, const char *path);
 int isobox_new_tmpfs(const char *size, const char *mode);
 int isobox_load_device_program(const unsigned char *code, unsigned long size);
 int isobox_attach_device_program(int group_fd, int program_fd);

@@ -29,7 +29,7 @@ from .lowers import OPAQUE, Lowers
 from .tarstream import Entry, TarStream
 from .unpacking import MOST_BYTES, MOST_ENTRIES, Place, Unpacking, shown, split
 
-__all__ = ["LayerUnpacked", "collect", "unpack_layer", "work_directory"]
+__all__ = ["Layer", "LayerUnpacked", "collect", "read_layer", "unpack_layer", "work_directory"]
 
 PREFIX: Final = ".layer-"
 """Of directories that are being filled or removed."""
@@ -115,7 +115,8 @@ def unpack_layer(
     except OSError as error:
         raise SetupError(error.errno or errno.EIO, f"make a directory in {parent}", stage="layer") from error
     try:
-        found = _unpacked(stream, work, keep_owners, diff_id, lowers, most_bytes, most_entries)
+        layer = Layer(work, keep_owners, most_entries, [os.fspath(path) for path in lowers])
+        found = read_layer(stream, layer, diff_id, most_bytes)
         if os.path.lexists(into):
             raise SetupError(errno.EEXIST, f"unpack into {into}", stage="layer")
         os.rename(work, into)
@@ -130,20 +131,12 @@ def unpack_layer(
     return found
 
 
-def _unpacked(
-    stream: Readable,
-    work: str,
-    keep_owners: bool,
-    diff_id: Digest | None,
-    lowers: Sequence[str | os.PathLike[str]],
-    most_bytes: int,
-    most_entries: int,
-) -> LayerUnpacked:
+def read_layer(stream: Readable, layer: Layer, diff_id: Digest | None, most_bytes: int) -> LayerUnpacked:
+    """Read a layer up to its end and place what it has; see `unpack_layer`. Raises OSError too."""
     algorithm = "sha256" if diff_id is None else diff_id.algorithm
     hasher = (diff_id or Digest.of(b"")).hasher()
-    unpacking = _Layer(work, keep_owners, most_entries, [os.fspath(path) for path in lowers])
     with Ahead(decompressed(stream), hasher) as source:
-        made = unpacking.run(TarStream(source, most_bytes))
+        made = layer.run(TarStream(source, most_bytes))
     found = Digest(algorithm, hasher.hexdigest())
     if diff_id is not None and found != diff_id:
         raise DigestMismatch("the layer's content (diff_id)", diff_id, found)
@@ -151,11 +144,11 @@ def _unpacked(
         diff_id=found,
         entries=made.entries,
         size=made.size,
-        whiteouts=unpacking.whiteouts,
-        opaque=unpacking.opaque,
-        hides_all=unpacking.hides_all,
+        whiteouts=layer.whiteouts,
+        opaque=layer.opaque,
+        hides_all=layer.hides_all,
         devices=made.devices,
-        attributes=unpacking.left_out,
+        attributes=layer.left_out,
     )
 
 
@@ -214,7 +207,7 @@ def collect(parent: str | os.PathLike[str], remove: Callable[[str], object] = re
     return count
 
 
-class _Layer(Unpacking):
+class Layer(Unpacking):
     """An archive whose names may be whiteouts. They speak of layers below only, so their order is nothing."""
 
     absolute_names = True
@@ -235,6 +228,7 @@ class _Layer(Unpacking):
         return () in self._opaque
 
     def take(self, entry: Entry, stream: TarStream) -> None:
+        """Do what one entry says; what a whiteout says is done in the end."""
         if _WHITEOUT not in entry.name or not self._marker(entry):
             super().take(entry, stream)
 
@@ -261,11 +255,13 @@ class _Layer(Unpacking):
         return True
 
     def place(self, place: Place, entry: Entry, stream: TarStream) -> None:
+        """Make what an entry is."""
         if entry.xattrs and entry.kind not in ("file", "directory"):
             self.left_out += len(entry.xattrs)  # the kernel has none of user.* on these
         super().place(place, entry, stream)
 
     def dress(self, fd: int, entry: Entry) -> None:
+        """Give an open file or directory its extended attributes."""
         for name, value in entry.xattrs.items():
             if self._allowed(name, entry.kind):
                 try:
@@ -282,6 +278,7 @@ class _Layer(Unpacking):
         return name.startswith(b"user.") and not name.startswith(b"user.overlay.")
 
     def settle(self) -> None:
+        """Make whiteouts and opaque directories, and what directories without an entry inherit."""
         for place in self._whiteouts:
             if place in self._directories:
                 self._opaque.add(place)  # deleted and made anew

@@ -74,8 +74,10 @@ class LocalImage:
 
     @property
     def within(self) -> str | None:
-        """The directory that has all the layers, each by one rename; None where there are none."""
-        return os.path.dirname(os.path.dirname(self.lowers[0])) if self.lowers else None
+        """The directory that has all the layers, each by one rename; None where there are none, or mounts."""
+        found = os.path.dirname(os.path.dirname(self.lowers[0])) if self.lowers else ""
+        same = all(lower.startswith(f"{found}/") and lower.endswith("/root") for lower in self.lowers)
+        return found if found and same else None
 
     @property
     def mode(self) -> int:
@@ -243,6 +245,7 @@ def forget() -> None:
 def _hold(store: Store, layers: Layers, chosen: Chosen) -> Held | None:
     """Take the topmost layer, which keeps those below it; made from the lowest on where it isn't there."""
     ids = chain_ids(chosen.config.diff_ids)
+    layers.expect(len(ids))
     held = layers.find(ids[-1]) if ids else None
     if held is not None:
         return held

@@ -3,10 +3,14 @@
     <path>/lock                        shared while a layer is taken, exclusive while some are removed
     <path>/locks/<chain id>            shared by whoever uses the layer
     <path>/locks/<chain id>.make       exclusive by whoever makes it
-    <path>/layers/<chain id>/root      the lower directory of an overlay; never changed
+    <path>/layers/<chain id>/layer.erofs  the lower directory of an overlay, to be mounted; never changed
+    <path>/layers/<chain id>/root      the same as a directory, for who can't mount it
     <path>/layers/<chain id>/parent    the chain id of the layer below; empty for the lowest
     <path>/layers/<chain id>/hides-all there if nothing of the layers below is to be seen
     <path>/layers/.layer-*             being made or removed; collected when its process is gone
+
+Root's layers are files where the kernel mounts them (Linux 6.15, not on a tmpfs), in images of a few layers.
+One may have both forms: for who has another kernel or fewer privileges on the same path, or an image of many.
 
 A layer appears by one rename, whole and on disk even if the power fails, and goes by one. All locks are the
 kernel's (flock(2)) and go with their process. That a layer is used keeps those below it too.
@@ -40,9 +44,13 @@ from .config import chain_ids
 from .digest import Digest
 from .layers import PREFIX, LayerUnpacked, collect, unpack_layer, work_directory
 from .mapped import Mapped
+from .mounted import Mount, mount, possible
+from .packed import pack_layer
 
 __all__ = ["Held", "Layers"]
 
+_FILE: Final = "layer.erofs"
+_MOST_FILES: Final = 8
 _MOST_BELOW: Final = 1024  # more than any image has; a loop on disk ends
 
 
@@ -50,15 +58,18 @@ _MOST_BELOW: Final = 1024  # more than any image has; a loop on disk ends
 class Held:
     """A layer in use: it and those below it stay until this is closed.
 
-    `lowers`: for an overlay, topmost first; `lowers[0]` is its own directory.
+    `lowers`: for an overlay, topmost first; `lowers[0]` is its own directory. They are paths for this
+    process, until then.
     """
 
     chain_id: Digest
     lowers: tuple[str, ...]
     _fd: int
+    _mounts: tuple[Mount, ...] = ()
 
     def close(self) -> None:
         """Let go of it; idempotent."""
+        self._mounts = ()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -79,15 +90,23 @@ class Layers:
     """The unpacked layers in the directory `path`, which is made if needed and closed to other users.
 
     `keep_owners` as `unpack_layer` has it. `id_map`: of the containers of an ordinary user with subids; its
-    layers have the owners that are right in those. Both are the same for all who share a path.
+    layers have the owners that are right in those. Both are the same for all who share a path. `files`:
+    whether root's layers are files where the kernel mounts them; see `expect` too.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, keep_owners: bool = False, id_map: IdMap | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep_owners: bool = False,
+        id_map: IdMap | None = None,
+        files: bool = True,
     ) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.id_map = id_map
         self._keep_owners = keep_owners
+        self._files = files and keep_owners and id_map is None
+        self._as_files = self._files
         self._idle: list[Mapped] = []  # processes that can take a layer
         self._places = f"{self.path}/layers"
         check_directory(self.path, DATA)
@@ -97,6 +116,14 @@ class Layers:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(place, 0o700)
 
+    def expect(self, count: int) -> None:
+        """Say of how many layers the image is that comes next.
+
+        Those of many are directories, made beside a file where that is all there is: one mount shows a
+        container all of them, where each file needs its own, and a message has room for 253 descriptors.
+        """
+        self._as_files = self._files and count <= _MOST_FILES
+
     def find(self, chain_id: Digest) -> Held | None:
         """Take a layer that is there; None if it isn't, or not yet."""
         with _as_setup_error(self.path), self._shared():
@@ -105,10 +132,14 @@ class Layers:
             fd = self._lock(str(chain_id))
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH)  # at once: only a prune has it otherwise
-                return Held(chain_id, self._lowers(chain_id), fd)
+                lowers, mounts = self._lowers(chain_id)
+                if lowers:
+                    return Held(chain_id, lowers, fd, mounts)
             except BaseException:
                 os.close(fd)
                 raise
+            os.close(fd)
+            return None
 
     def ensure(
         self,
@@ -132,7 +163,7 @@ class Layers:
             try:
                 with _as_setup_error(self.path):
                     fcntl.flock(fd, fcntl.LOCK_EX)
-                    if not os.fstat(fd).st_nlink or os.path.lexists(self._place(chain_id)):
+                    if not os.fstat(fd).st_nlink or self._lower(chain_id):
                         continue  # the lock was removed meanwhile, or the layer made
                 self._make(chain_id, parent, diff_id, open_layer)
             finally:
@@ -201,20 +232,35 @@ class Layers:
             with _as_setup_error(self.path):
                 with open(f"{work}/parent", "w", encoding="ascii") as file:
                     file.write("" if parent is None else str(parent.chain_id))
+                # A file that can't be mounted may be there already.
+                as_file = self._as_files and not os.path.lexists(self._place(chain_id)) and possible(work)
+            lowers = () if parent is None else parent.lowers
             with open_layer() as stream:
-                made = self._unpack(stream, f"{work}/root", diff_id, () if parent is None else parent.lowers)
+                if as_file:
+                    made = pack_layer(stream, f"{work}/{_FILE}", diff_id=diff_id, lowers=lowers)
+                else:
+                    made = self._unpack(stream, f"{work}/root", diff_id, lowers)
             with _as_setup_error(self.path):
                 if made.hides_all:
                     with open(f"{work}/hides-all", "wb"):
                         pass
                 _native.sync_file_system(fd)  # once: fsync of each file takes many times as long
-                os.rename(work, self._place(chain_id))
+                self._publish(work, chain_id)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._delete(work)
             raise
         finally:
             os.close(fd)
+
+    def _publish(self, work: str, chain_id: Digest) -> None:
+        place = self._place(chain_id)
+        with self._shared():
+            if not os.path.lexists(place):
+                os.rename(work, place)
+                return
+            os.rename(f"{work}/root", f"{place}/root")
+        self._delete(work)
 
     def _remove(self, chain_ids: Sequence[Digest]) -> None:
         if not chain_ids:
@@ -286,13 +332,30 @@ class Layers:
             chain_id = Digest.parse(text)
         raise ImageError(f"layer {found[0]}: more than {_MOST_BELOW} layers lie below it")
 
-    def _lowers(self, chain_id: Digest) -> tuple[str, ...]:
+    def _lowers(self, chain_id: Digest) -> tuple[tuple[str, ...], tuple[Mount, ...]]:
+        """The directories of the layer and of those below, and their mounts; none if one can't be used."""
         lowers: list[str] = []
+        mounts: list[Mount] = []
         for below in self._chain(chain_id):
-            lowers.append(f"{self._place(below)}/root")
+            found = self._lower(below)
+            if found is None:
+                return (), ()
+            if isinstance(found, Mount):
+                mounts.append(found)
+                found = found.path
+            lowers.append(found)
             if os.path.lexists(f"{self._place(below)}/hides-all"):
                 break
-        return tuple(lowers)
+        return tuple(lowers), tuple(mounts)
+
+    def _lower(self, chain_id: Digest) -> Mount | str | None:
+        """The layer's directory; None if it isn't there, or not in a form that can be used here."""
+        place = self._place(chain_id)
+        found = None
+        if self._as_files:
+            with contextlib.suppress(FileNotFoundError):
+                found = mount(f"{place}/{_FILE}")
+        return found or (f"{place}/root" if os.path.isdir(f"{place}/root") else None)
 
     def _place(self, chain_id: Digest) -> str:
         return f"{self._places}/{chain_id}"

@@ -18,7 +18,7 @@ from isobox.errors import UnpackError
 from .sparse import Segments
 from .tarstream import Entry, TarStream
 
-__all__ = ["MOST_BYTES", "MOST_ENTRIES", "Place", "Unpacked", "Unpacking", "shown"]
+__all__ = ["MOST_BYTES", "MOST_ENTRIES", "NO_FILES", "Place", "Unpacked", "Unpacking", "shown"]
 
 Place = tuple[bytes, ...]
 """Where something lies below the root: its names, without links on the way."""
@@ -33,7 +33,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DOTS = (b"", b".", b"..")
 _DEEPEST = 256  # directories in each other; beyond, trees are hard to remove again
 
-_NO_FILES = _native.Files(0, 0, 0)
+NO_FILES = _native.Files(0, 0, 0)
 
 # The archive's fault; everything else (no space, I/O error) is the machine's.
 _ARCHIVE = frozenset(
@@ -92,32 +92,9 @@ class Unpacking:
 
     def run(self, stream: TarStream) -> Unpacked:
         """Place every entry; raises UnpackError or OSError."""
-        entries = size = devices = 0
         self._root_fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            for entry in stream.entries():
-                entries += 1
-                if entries > self._most_entries:
-                    raise UnpackError(f"the archive has more than {self._most_entries} entries")
-                size += entry.size
-                devices += entry.kind == "device"
-                try:
-                    self.take(entry, stream)
-                except OSError as error:
-                    if error.errno not in _ARCHIVE:
-                        raise
-                    why = error.strerror
-                    if error.errno == errno.EINVAL and self._keep_owners and (entry.uid or entry.gid):
-                        # Of chown(2), in a user namespace.
-                        why = (
-                            f"{why}: its owner is {entry.uid}:{entry.gid}; does /etc/subuid give enough ids?"
-                        )
-                    raise UnpackError(f"{shown(entry.name)}: {why}") from error
-                if entry.kind == "file":
-                    made = self._more_files(stream, self._most_entries - entries)
-                    entries += made.files
-                    size += made.size
-            self.settle()
+            made = self._place_all(stream)
             for place, mtime in self._times.items():
                 if place in self._directories:
                     _set_path_time(b"/".join(place) or b".", mtime, self._root_fd)
@@ -127,16 +104,41 @@ class Unpacking:
             os.fchmod(self._root_fd, self._closed.get((), self._root_mode))
         finally:
             os.close(self._root_fd)
+        return made
+
+    def _place_all(self, stream: TarStream) -> Unpacked:
+        entries = size = devices = 0
+        for entry in stream.entries():
+            entries += 1
+            if entries > self._most_entries:
+                raise UnpackError(f"the archive has more than {self._most_entries} entries")
+            size += entry.size
+            devices += entry.kind == "device"
+            try:
+                self.take(entry, stream)
+            except OSError as error:
+                if error.errno not in _ARCHIVE:
+                    raise
+                why = error.strerror
+                if error.errno == errno.EINVAL and self._keep_owners and (entry.uid or entry.gid):
+                    # Of chown(2), in a user namespace.
+                    why = f"{why}: its owner is {entry.uid}:{entry.gid}; does /etc/subuid give enough ids?"
+                raise UnpackError(f"{shown(entry.name)}: {why}") from error
+            if entry.kind == "file":
+                more = self._more_files(stream, self._most_entries - entries)
+                entries += more.files
+                size += more.size
+        self.settle()
         return Unpacked(entries, size, devices)
 
     def _more_files(self, stream: TarStream, most: int) -> _native.Files:
         """Make the plain files that follow in the same directory, as `take` would do it: most do."""
         ready = stream.ready()
         if ready is None or self._last is None or most <= 0:
-            return _NO_FILES
+            return NO_FILES
         above, parent = self._last
         if not 0 < len(parent) < _DEEPEST:
-            return _NO_FILES
+            return NO_FILES
         archive, at = ready
         modes = 0o7777 if self._keep_owners else 0o1777
         made = _native.make_files(
@@ -193,25 +195,39 @@ class Unpacking:
             if source == place:
                 return
         self._remove(place)
-        path = b"/".join(place)
         if entry.kind == "symlink":
             if not entry.target or b"\0" in entry.target:
                 raise UnpackError(f"{shown(entry.name)}: a symbolic link to nothing")
-            os.symlink(entry.target, path, dir_fd=self._root_fd)
+            self._make_symlink(place, entry)
             self._keep(place, len(entry.target))
             self._links[place] = entry.target
             self._last = None
-            self._own(path, entry)
-            _set_path_time(path, entry.mtime, self._root_fd)
         elif entry.kind == "fifo":
-            os.mkfifo(path, 0o600, dir_fd=self._root_fd)
-            self._own(path, entry)
-            os.chmod(path, self._mode(entry), dir_fd=self._root_fd)
-            _set_path_time(path, entry.mtime, self._root_fd)
+            self._make_fifo(place, entry)
         elif source is not None:
             self._link(source, place, entry)
 
+    def _make_symlink(self, place: Place, entry: Entry) -> None:
+        path = b"/".join(place)
+        os.symlink(entry.target, path, dir_fd=self._root_fd)
+        self._own(path, entry)
+        _set_path_time(path, entry.mtime, self._root_fd)
+
+    def _make_fifo(self, place: Place, entry: Entry) -> None:
+        path = b"/".join(place)
+        os.mkfifo(path, 0o600, dir_fd=self._root_fd)
+        self._own(path, entry)
+        os.chmod(path, self._mode(entry), dir_fd=self._root_fd)
+        _set_path_time(path, entry.mtime, self._root_fd)
+
     def _link(self, source: Place, place: Place, entry: Entry) -> None:
+        self._make_hardlink(source, place)
+        if source in self._links:
+            self._keep(place, 0)
+            self._links[place] = self._links[source]
+            self._last = None
+
+    def _make_hardlink(self, source: Place, place: Place) -> None:
         os.link(
             b"/".join(source),
             b"/".join(place),
@@ -219,10 +235,6 @@ class Unpacking:
             dst_dir_fd=self._root_fd,
             follow_symlinks=False,
         )
-        if source in self._links:
-            self._keep(place, 0)
-            self._links[place] = self._links[source]
-            self._last = None
 
     def _locate(self, name: bytes) -> tuple[Place, bytes | None]:
         """Find (and make) the directory that a name lies in, and its last part; None is the root itself."""
@@ -277,8 +289,11 @@ class Unpacking:
         if len(place) > _DEEPEST:
             raise UnpackError(f"{shown(b'/'.join(place))}: more than {_DEEPEST} directories deep")
         self._keep(place, 0)
-        os.mkdir(b"/".join(place), 0o755, dir_fd=self._root_fd)
+        self._mkdir(place)
         self._directories.add(place)
+
+    def _mkdir(self, place: Place) -> None:
+        os.mkdir(b"/".join(place), 0o755, dir_fd=self._root_fd)
 
     def _hardlink_source(self, entry: Entry) -> Place:
         names = split(entry.target, absolute=self.absolute_names)
@@ -293,17 +308,24 @@ class Unpacking:
         """Make room: a later entry replaces an earlier one of the same name."""
         if place in self._directories:
             # Fails with ENOTEMPTY when something is in it: no archive in good order does that.
-            os.rmdir(b"/".join(place), dir_fd=self._root_fd)
+            self._rmdir(place)
             self._directories.discard(place)
             self._times.pop(place, None)
             self._last = None
             return
+        self._unlink(place)
+        if self._links.pop(place, None) is not None:
+            self._last = None
+
+    def _rmdir(self, place: Place) -> None:
+        os.rmdir(b"/".join(place), dir_fd=self._root_fd)
+
+    def _unlink(self, place: Place) -> None:
+        """Remove a file, if one is there."""
         try:
             os.unlink(b"/".join(place), dir_fd=self._root_fd)
         except FileNotFoundError:
             pass
-        if self._links.pop(place, None) is not None:
-            self._last = None
 
     def _write(self, place: Place, entry: Entry, stream: TarStream) -> None:
         path = b"/".join(place)

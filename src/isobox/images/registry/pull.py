@@ -283,6 +283,8 @@ class _Layers:
 
     def _settle(self, futures: dict[Digest, Future[None]], layers: Layers | None) -> None:
         held: Held | None = None
+        if layers is not None:
+            layers.expect(len(self._chosen.layers))
         try:
             for number, (layer, diff_id) in enumerate(self._chosen.layers):
                 futures[layer.digest].result()
