@@ -7,7 +7,7 @@ set -u
 cd "$(dirname "$0")/../.."
 python=$1
 shift
-export ISOBOX_MUST_WORK=1 ISOBOX_MAY_LACK=cgroup_cpuset,time_namespaces,tmpfs_xattrs,landlock_paths,landlock_ports,landlock_scopes
+export ISOBOX_MUST_WORK=1 ISOBOX_MAY_LACK=cgroup_cpuset,time_namespaces,tmpfs_xattrs,landlock_paths,landlock_ports,landlock_scopes,detached_copies
 export ISOBOX_KILLS="${ISOBOX_KILLS:-40}"
 # Odd hosts are made of this one: its "/" is an overlay on files that a mount shows, and hides nothing below a mount.
 not_here="--ignore=tests/kernel/test_hosts.py"

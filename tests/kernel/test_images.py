@@ -182,6 +182,7 @@ class TestOwners:
         Image.get("owned:1").remove()
         assert os.listdir(unpacked()) == []
 
+    @pytest.mark.requires("tmpfs_xattrs")  # else nothing marks a directory as made anew
     def test_changes_where_this_user_may_not_look(self, tmp_path: Path) -> None:
         """In directories that are closed to all but one user of the container."""
         directory = tarfile.DIRTYPE

@@ -14,7 +14,12 @@ import requirements
 from isobox.shared import shared
 
 LIMITS = ["cgroup_cpu", "cgroup_memory", "cgroup_pids"]
-NEEDS = {"isobox": LIMITS, "isobox.container": [*LIMITS, "host_folders"]}
+# Where snapshots can't be in memory, root's data folder lies in a layer of the host image.
+NEEDS = {
+    "isobox": LIMITS,
+    "isobox.container": [*LIMITS, "host_folders", "detached_copies"],
+    "isobox.snapshots": ["detached_copies"],
+}
 MODULES = ["isobox"] + [
     module.name
     for module in pkgutil.walk_packages(isobox.__path__, "isobox.")
