@@ -330,6 +330,7 @@ class TestIo:
         finally:
             container.remove()
 
+    @pytest.mark.requires("host_folders")
     @pytest.mark.parametrize("how", ["measured", "not measured", "limited later"])
     def test_is_held(self, how: str, tmp_path: Path) -> None:
         """By all programs together, in whatever groups they are."""

@@ -274,7 +274,9 @@ class TestSaving:
         assert all(find(f"{n}.example") == ANNA for n in range(8))
 
 
-PROGRAM = """#!{python} -IS
+# Of the shell's and of Python's: the kernel takes no interpreter whose path has a space.
+PROGRAM = """#!/bin/sh
+''''exec "{python}" -IS "$0" "$@" # '''
 import json, sys
 path = {kept!r}
 action, request = sys.argv[1], sys.stdin.read()
