@@ -136,6 +136,11 @@ class Registry:
         return config
 
 
+def _leave_signals() -> None:
+    """To the main thread, where handlers run; the registry inherits this, and needs the others."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
+
+
 @contextlib.contextmanager
 def running_registry(
     directory: Path,
@@ -158,7 +163,7 @@ def running_registry(
         if users is not None and not tokens:
             lines = [_run("htpasswd", "-inB", "-C4", name, input=word) for name, word in users.items()]
             (directory / "htpasswd").write_text("".join(lines))
-        starter = stack.enter_context(ThreadPoolExecutor(1))
+        starter = stack.enter_context(ThreadPoolExecutor(1, initializer=_leave_signals))
         registry = Registry(directory, starter, tls=tls, tokens=server, options=http)
         stack.callback(registry.kill)
         registry.start()

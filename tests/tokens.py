@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from isobox.worker import take_no_signals
 from patience import patient
 from requirements import program
 
@@ -150,8 +151,13 @@ def running_token_server(directory: Path, users: Mapping[str, str] | None) -> It
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+
+        def serve() -> None:
+            take_no_signals()
+            server.serve_forever(0.02)
+
         tokens.realm = f"http://127.0.0.1:{server.server_port}/token"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread = threading.Thread(target=serve)
         thread.start()
         try:
             yield tokens

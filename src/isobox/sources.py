@@ -79,11 +79,11 @@ class Origin:
 
     def hold(self, stack: ExitStack) -> None:
         """Keep it until the stack is closed. Raises `StateError` once it is gone."""
-        with self._lock:
+        with Undisturbed(), self._lock:
             if self._holders < 0:
                 raise StateError("the snapshot is closed")
             self._holders += 1
-        stack.callback(self._let_go)
+            stack.callback(self._let_go)
 
     def _let_go(self) -> None:
         with self._lock:
@@ -136,7 +136,8 @@ def open_origin(spec: ContainerSpec, shared: Shared) -> Origin:
     """Return what a container of this spec begins at; raises what `source` does."""
     with ExitStack() as stack:
         found = source(spec, shared, stack)
-        return Origin(found, stack.pop_all())
+        with Undisturbed():
+            return Origin(found, stack.pop_all())
 
 
 def source(spec: ContainerSpec, shared: Shared, stack: ExitStack) -> Source:

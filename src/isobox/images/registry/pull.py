@@ -19,6 +19,7 @@ from typing import Final, TypeAlias
 from attrs import frozen
 
 from isobox.errors import DigestMismatch, ImageError, NotFound, RegistryError, shown
+from isobox.worker import take_no_signals
 
 from ..blobs import MOST, Writer
 from ..choose import Chosen, choose
@@ -252,7 +253,7 @@ class _Layers:
 
     def fetch(self, layers: Layers | None) -> None:
         """Have all of them in the store, and in `layers`, if that is given."""
-        with ThreadPoolExecutor(_AT_ONCE, "isobox-pull") as pool:
+        with ThreadPoolExecutor(_AT_ONCE, "isobox-pull", take_no_signals) as pool:
             try:
                 futures: dict[Digest, Future[None]] = {}
                 for number, (layer, _) in enumerate(self._chosen.layers):

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from attrs import field, frozen
 
 from isobox.errors import ImageError, NotFound, RegistryError
+from isobox.worker import take_no_signals
 
 from ..descriptor import Descriptor
 from ..digest import Digest
@@ -229,7 +230,7 @@ class _Pushing:
                 self._give_up(error)
                 raise
 
-        with ThreadPoolExecutor(_AT_ONCE, "isobox-push") as pool:
+        with ThreadPoolExecutor(_AT_ONCE, "isobox-push", take_no_signals) as pool:
             try:
                 return list(pool.map(one, items))
             except BaseException as error:
