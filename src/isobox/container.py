@@ -185,7 +185,7 @@ class Container:
             except BaseException as error:
                 self._programs, self._state = None, "created"
                 self._stack.close()
-                _say(error)
+                _raise_as_setup_error(error)
                 raise
         return self
 
@@ -323,7 +323,7 @@ class Container:
             except BaseException as error:
                 self._paused.close()
                 programs.control.pause(False)
-                _say(error)
+                _raise_as_setup_error(error)
                 raise
             self._state = "paused"
 
@@ -569,7 +569,7 @@ class Container:
             try:
                 return take_snapshot(programs.launched, self._spec, shared(), uppers)
             except OSError as error:
-                _say(error)
+                _raise_as_setup_error(error)
                 raise
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -600,7 +600,7 @@ class Container:
                 self._state, self._snapshot = "stopped", None
                 _live.discard(self)
                 self._stack.close()
-                _say(error)
+                _raise_as_setup_error(error)
                 raise
 
     # Looking at it
@@ -630,7 +630,7 @@ def _check_userns(snapshot: Snapshot, userns: object) -> None:
         raise SpecError("userns", userns, expected)
 
 
-def _say(error: BaseException) -> None:
+def _raise_as_setup_error(error: BaseException) -> None:
     """Raise what the kernel refused to this process as a `SetupError`."""
     if isinstance(error, IsoboxError) or not isinstance(error, OSError):
         return
