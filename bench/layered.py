@@ -8,7 +8,7 @@ import json
 import tarfile
 
 import isobox
-from isobox.images.platform import Platform
+from isobox.images.documents.platform import Platform
 
 
 def load_image(rootfs: str, name: str, layers: int) -> None:

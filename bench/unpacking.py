@@ -123,8 +123,8 @@ def _gnu_tar(layer: Path, into: Path) -> None:
 
 
 def _isobox(layer: Path, into: Path, digest: str, decompressor: Any) -> None:
-    from isobox.images.digest import Digest
-    from isobox.images.layers import unpack_layer
+    from isobox.images.documents.digest import Digest
+    from isobox.images.layers.layer import unpack_layer
 
     keep = os.geteuid() == 0
     with layer.open("rb") as file:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from isobox.errors import UnpackError
-from isobox.images.tar import Unpacked, unpack
+from isobox.images.layers.root import Unpacked, unpack
 from programs import ROOT
 
 HEADER = 512

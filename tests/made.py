@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from archives import entry, folder, link, packed
-from isobox.images.platform import Platform
+from isobox.images.documents.platform import Platform
 from requirements import program
 
 PASSWD = b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/srv:/bin/sh\n"

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from archives import entry, packed
-from isobox.images.digest import Digest
-from isobox.images.media import OCI_LAYER, OCI_MANIFEST
-from isobox.images.model import Manifest
-from isobox.images.reference import Reference
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import OCI_LAYER, OCI_MANIFEST
+from isobox.images.documents.model import Manifest
+from isobox.images.documents.reference import Reference
 from isobox.images.store import Store
 
 APP = Reference.parse("app:1")

@@ -9,15 +9,15 @@ from typing import IO
 
 from . import idmap
 from .errors import StateError, UnsupportedError
-from .images.attributes import Owners
+from .images.archives.importing import add_folder
+from .images.archives.outfile import replacing
 from .images.image import Image
-from .images.importing import add_folder
+from .images.layers.attributes import Owners
+from .images.layers.packing import Packing, Reopen, Write
+from .images.layers.unpacking import Place
+from .images.layers.upper import Below, UpperPacking
 from .images.making import Added, Changes, add_image, add_layer, epoch, named
-from .images.outfile import replacing
-from .images.packing import Packing, Reopen, Write
 from .images.store import Store
-from .images.unpacking import Place
-from .images.upper import Below, UpperPacking
 from .rootfs.folder import NEEDED
 from .rootfs.layers import Begun, components
 from .rootfs.mountinfo import parse

@@ -27,9 +27,9 @@ from .shared import Shared
 from .spec import ContainerSpec
 
 if TYPE_CHECKING:
-    from .images.choose import Chosen
+    from .images.layers.mapped import Mapped
+    from .images.layout.choose import Chosen
     from .images.local import LocalImage
-    from .images.mapped import Mapped
 
 _MOST_VOLUMES: Final = 64
 _DEEPEST_VOLUME: Final = 32
@@ -113,12 +113,12 @@ class Closed:
         self._mapped: Mapped | None = None
 
     def look(self, path: str) -> tuple[os.stat_result, bool, list[str]] | None:
-        """As `isobox.images.mapped.Mapped.look` does it; None where there are no such ids."""
+        """As `isobox.images.layers.mapped.Mapped.look` does it; None where there are no such ids."""
         if self._id_map is None:
             return None
         if self._mapped is None:
             with forks.whole:
-                from .images.mapped import Mapped
+                from .images.layers.mapped import Mapped
             self._mapped = Mapped(self._id_map)
         return self._mapped.look(path)
 
@@ -160,7 +160,7 @@ def _of_tar(path: str, shared: Shared, own_ids: bool, stack: ExitStack) -> Rootf
         place = shared.owner.disk_dir()
         stack.callback(shared.owner.discard, place)
     with forks.whole:
-        from .images.tar import unpack
+        from .images.layers.root import unpack
     unpack(path, f"{place}/rootfs", keep_owners=shared.root)
     return folder_image(f"{place}/rootfs", root=own_ids)
 

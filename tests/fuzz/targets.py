@@ -27,14 +27,14 @@ from isobox.cgroups.v2 import V2
 from isobox.control import Control
 from isobox.discard import remove_tree
 from isobox.errors import CgroupError, ImageError, IsoboxError, SpecError, UnpackError, UnsupportedError
-from isobox.images.compression import decompressed
-from isobox.images.docker_archive import encode_images, parse_images
-from isobox.images.layers import unpack_layer
-from isobox.images.model import ImageConfig, Index, parse_document
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
-from isobox.images.tar import unpack
-from isobox.images.tarstream import TarStream
+from isobox.images.archives.docker_archive import encode_images, parse_images
+from isobox.images.documents.model import ImageConfig, Index, parse_document
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
+from isobox.images.layers.layer import unpack_layer
+from isobox.images.layers.root import unpack
+from isobox.images.tar.compression import decompressed
+from isobox.images.tar.stream import TarStream
 from isobox.plan import ops
 from isobox.rootfs import mountinfo
 from isobox.security import filter_cache, libseccomp

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from archives import attributes_kept, entry, folder, link, packed
 from isobox.errors import UnpackError
-from isobox.images.layers import unpack_layer
-from isobox.images.mounted import mount, possible
-from isobox.images.packed import pack_layer
+from isobox.images.layers.layer import unpack_layer
+from isobox.images.layers.mounted import mount, possible
+from isobox.images.layers.packed import pack_layer
 from listing import listing
 from programs import ROOT
 from requirements import program

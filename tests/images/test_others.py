@@ -21,12 +21,12 @@ from attrs import evolve
 
 from archives import attributes_kept, entry, packed
 from isobox import Container, Image, Store
-from isobox.images.descriptor import Descriptor
-from isobox.images.layers import unpack_layer
-from isobox.images.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
-from isobox.images.model import Index, Manifest
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
+from isobox.images.documents.model import Index, Manifest
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
+from isobox.images.layers.layer import unpack_layer
 from made import archive, base, upper
 from patience import patient
 from programs import ROOT, sh

@@ -21,15 +21,15 @@ import pytest
 
 from archives import entry, packed
 from isobox import Container, DigestMismatch, Image, ImageError, NotFound, Progress, RegistryError
-from isobox.images.digest import Digest
-from isobox.images.media import (
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
 )
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.credentials import Credential, save
 from isobox.images.registry.pull import pull
@@ -390,7 +390,7 @@ class TestLies:
 PULLS = """
 import os, sys, time
 from isobox import Image
-import isobox.images.registry.pull, isobox.images.layers
+import isobox.images.registry.pull, isobox.images.layers.layer
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

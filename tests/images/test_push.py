@@ -21,9 +21,9 @@ from archives import entry, packed
 from isobox import Image
 from isobox.cli.app import dispatch
 from isobox.errors import DigestMismatch, ImageError, NotFound, RegistryError
-from isobox.images.descriptor import Descriptor
-from isobox.images.digest import Digest
-from isobox.images.media import (
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
     DOCKER_MANIFEST,
@@ -32,9 +32,9 @@ from isobox.images.media import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
 )
-from isobox.images.model import Index, Manifest
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.model import Index, Manifest
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from isobox.images.registry.client import Patience
 from isobox.images.registry.credentials import Credential, save
 from isobox.images.registry.progress import Progress

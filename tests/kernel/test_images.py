@@ -15,8 +15,8 @@ import pytest
 import isobox
 from archives import entry, folder, link, packed
 from isobox import Change, Container, Image, ImageError, NotFound, UnpackError, idmap
+from isobox.images.documents.platform import Platform
 from isobox.images.local import forget, open_image, own_layers
-from isobox.images.platform import Platform
 from leftovers import nothing_left
 from made import archive, base, busybox, upper
 from patience import patient

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from archives import attributes_kept, packed
-from isobox.images.layers import unpack_layer
-from isobox.images.mounted import Mount, mount, possible
-from isobox.images.packed import pack_layer
+from isobox.images.layers.layer import unpack_layer
+from isobox.images.layers.mounted import Mount, mount, possible
+from isobox.images.layers.packed import pack_layer
 from listing import listing
 from programs import ROOT
 from requirements import program

@@ -16,9 +16,9 @@ import pytest
 from archives import entry, folder, link, packed
 from isobox import idmap
 from isobox.errors import DigestMismatch, SetupError, UnpackError
-from isobox.images.digest import Digest
-from isobox.images.mapped import Mapped
-from isobox.images.unpacked import Layers
+from isobox.images.documents.digest import Digest
+from isobox.images.layers.mapped import Mapped
+from isobox.images.layers.unpacked import Layers
 from patience import patient
 
 pytestmark = pytest.mark.requires("ordinary_user", "newuidmap", "id_ranges", "overlay")

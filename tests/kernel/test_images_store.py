@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from isobox.images.descriptor import Descriptor
-from isobox.images.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
-from isobox.images.model import Index, Manifest
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
+from isobox.images.documents.model import Index, Manifest
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from isobox.images.store import Store
 from patience import patient
 from requirements import program
@@ -107,7 +107,7 @@ FILL = """
 import os, sys
 sys.path[:] = {path!r}
 from isobox.errors import ImageError
-from isobox.images.reference import Reference
+from isobox.images.documents.reference import Reference
 from isobox.images.store import Store
 from test_images_store import image, whole
 path = {folder!r} + "/store"

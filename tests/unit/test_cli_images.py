@@ -14,12 +14,12 @@ import pytest
 from archives import entry, packed
 from isobox import Image, Store
 from isobox.cli import main
-from isobox.images.config import ImageConfig
-from isobox.images.descriptor import Descriptor
-from isobox.images.media import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from isobox.images.model import Index, Manifest
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.config import ImageConfig
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.media import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from isobox.images.documents.model import Index, Manifest
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from made import archive
 from patience import patient
 

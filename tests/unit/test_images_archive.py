@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from archives import entry, folder, link, packed
 from isobox.errors import DigestMismatch, ImageError, UnpackError
-from isobox.images import archive
-from isobox.images.archive import load
-from isobox.images.digest import Digest
-from isobox.images.media import OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
-from isobox.images.model import ImageConfig, Manifest
+from isobox.images.archives import archive
+from isobox.images.archives.archive import load
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
+from isobox.images.documents.model import ImageConfig, Manifest
 from isobox.images.store import Store
 from made_images import APP, LAYERS, check, config, layout
 

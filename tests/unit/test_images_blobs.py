@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import DigestMismatch, ImageError, NotFound, StateError
-from isobox.images.blobs import Blobs
-from isobox.images.digest import Digest
-from isobox.images.leases import collect
+from isobox.images.documents.digest import Digest
+from isobox.images.layout.blobs import Blobs
+from isobox.images.layout.leases import collect
 
 HELLO = Digest.of(b"hello")
 
@@ -281,7 +281,7 @@ class TestLeases:
         code = f"""
 import os, sys
 sys.path[:] = {sys.path!r}
-from isobox.images.blobs import Blobs
+from isobox.images.layout.blobs import Blobs
 blobs = Blobs({str(tmp_path)!r})
 with blobs.lease():
     blobs.add(b"hello")
@@ -337,7 +337,7 @@ with blobs.lease():
         code = f"""
 import os, sys
 sys.path[:] = {sys.path!r}
-from isobox.images.blobs import Blobs
+from isobox.images.layout.blobs import Blobs
 blobs = Blobs({str(tmp_path)!r})
 with blobs.lease(), blobs._layout.locked():
     if os.fork() == 0:

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import ImageError
-from isobox.images import media
-from isobox.images.config import MOST_LAYERS, History, ImageConfig, RunConfig, chain_ids
-from isobox.images.digest import Digest
-from isobox.images.platform import Platform
+from isobox.images.documents import media
+from isobox.images.documents.config import MOST_LAYERS, History, ImageConfig, RunConfig, chain_ids
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.platform import Platform
 
 ONE, TWO, THREE = (Digest.of(text) for text in (b"1", b"2", b"3"))
 

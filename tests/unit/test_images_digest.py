@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import DigestMismatch, ImageError
-from isobox.images.digest import Digest
+from isobox.images.documents.digest import Digest
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 

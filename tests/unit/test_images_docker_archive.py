@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import ImageError
-from isobox.images.docker_archive import ArchivedImage, encode_images, parse_images
-from isobox.images.reference import Reference
+from isobox.images.archives.docker_archive import ArchivedImage, encode_images, parse_images
+from isobox.images.documents.reference import Reference
 
 HEX = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 # As Docker writes it since version 25, and as it and skopeo did before.

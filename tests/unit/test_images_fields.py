@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import ImageError
-from isobox.images.fields import MOST_BYTES, Fields, encode
+from isobox.images.documents.fields import MOST_BYTES, Fields, encode
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.text() | st.floats(allow_nan=False)
 VALUES = st.recursive(

@@ -18,8 +18,8 @@ import pytest
 from archives import binary, entry, folder, header, link, packed
 from isobox import _native
 from isobox.errors import UnpackError
-from isobox.images.ahead import Ahead
-from isobox.images.layers import LayerUnpacked, unpack_layer
+from isobox.images.layers.layer import LayerUnpacked, unpack_layer
+from isobox.images.tar.ahead import Ahead
 from listing import listing
 from programs import ROOT
 

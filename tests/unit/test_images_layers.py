@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from archives import attributes_kept, entry, folder, link, packed
 from isobox.discard import remove_tree
 from isobox.errors import DigestMismatch, SetupError, UnpackError, UnsupportedError
-from isobox.images import layers
-from isobox.images.ahead import Ahead
-from isobox.images.digest import Digest
-from isobox.images.layers import LayerUnpacked, collect, unpack_layer
-from isobox.images.mounted import Mount, mount, possible
-from isobox.images.packed import pack_layer
+from isobox.images.documents.digest import Digest
+from isobox.images.layers import layer as layers
+from isobox.images.layers.layer import LayerUnpacked, collect, unpack_layer
+from isobox.images.layers.mounted import Mount, mount, possible
+from isobox.images.layers.packed import pack_layer
+from isobox.images.tar.ahead import Ahead
 from programs import ROOT
 
 Member = tuple[tarfile.TarInfo, bytes]
@@ -414,7 +414,7 @@ def test_file_systems_without_what_overlays_need(tmp_path: Path, monkeypatch: py
 
 VICTIM = """
 import io, os, sys
-from isobox.images.layers import unpack_layer
+from isobox.images.layers.layer import unpack_layer
 class Stuck:
     def __init__(self, data): self.file = io.BytesIO(data)
     def read(self, size=-1, /):

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from isobox.errors import DigestMismatch, ImageError
-from isobox.images.descriptor import Descriptor
-from isobox.images.digest import Digest
-from isobox.images.layout_folder import load_folder
-from isobox.images.media import EMPTY, OCI_MANIFEST
-from isobox.images.model import Manifest
+from isobox.images.archives.folder import load_folder
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import EMPTY, OCI_MANIFEST
+from isobox.images.documents.model import Manifest
 from isobox.images.store import Store
 from made_images import APP, LAYERS, check, config, layout
 

@@ -18,13 +18,13 @@ import pytest
 
 from archives import entry, folder, packed
 from isobox import Image, ImageError, InvalidReference, NotFound, SpecError, UnpackError
-from isobox.images.choose import choose
-from isobox.images.config import RunConfig
-from isobox.images.descriptor import Descriptor
+from isobox.images.documents.config import RunConfig
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.media import DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_MANIFEST
+from isobox.images.documents.platform import Platform
+from isobox.images.layers.packing import Write
+from isobox.images.layout.choose import choose
 from isobox.images.making import Changes, add_image, add_layer, changed
-from isobox.images.media import DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_MANIFEST
-from isobox.images.packing import Write
-from isobox.images.platform import Platform
 from isobox.images.store import Store
 
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import DigestMismatch, ImageError
-from isobox.images import media
-from isobox.images.digest import Digest
-from isobox.images.model import (
+from isobox.images.documents import media
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.model import (
     MOST_LAYERS,
     Descriptor,
     ImageConfig,
@@ -24,7 +24,7 @@ from isobox.images.model import (
     pair_layers,
     parse_document,
 )
-from isobox.images.platform import Platform
+from isobox.images.documents.platform import Platform
 
 BLOB = b"hello"
 DIGEST = Digest.of(BLOB)

@@ -14,11 +14,11 @@ import pytest
 
 from archives import entry, folder, link, packed
 from isobox.errors import DigestMismatch, SetupError, UnpackError
-from isobox.images.digest import Digest
-from isobox.images.erofs.format import MOST_OF_ROOT, Inode
-from isobox.images.erofs.writer import Directory, Writer
-from isobox.images.layers import LayerUnpacked, unpack_layer
-from isobox.images.packed import pack_layer
+from isobox.images.documents.digest import Digest
+from isobox.images.layers.erofs.format import MOST_OF_ROOT, Inode
+from isobox.images.layers.erofs.writer import Directory, Writer
+from isobox.images.layers.layer import LayerUnpacked, unpack_layer
+from isobox.images.layers.packed import pack_layer
 
 Member = tuple[tarfile.TarInfo, bytes]
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from archives import attributes_kept
 from isobox.errors import ImageError
-from isobox.images.attributes import Owners, attributes
-from isobox.images.layers import unpack_layer
-from isobox.images.packing import Packing
-from isobox.images.tarstream import TarStream
-from isobox.images.tarwriter import BLOCK, END, Member, header
-from isobox.images.unpacking import Place
-from isobox.images.upper import Below, UpperPacking
+from isobox.images.layers.attributes import Owners, attributes
+from isobox.images.layers.layer import unpack_layer
+from isobox.images.layers.packing import Packing
+from isobox.images.layers.unpacking import Place
+from isobox.images.layers.upper import Below, UpperPacking
+from isobox.images.tar.stream import TarStream
+from isobox.images.tar.writer import BLOCK, END, Member, header
 from programs import ROOT
 
 OPAQUE = b"user.overlay.opaque"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import SpecError
-from isobox.images.platform import Platform, _of_machine, best
+from isobox.images.documents.platform import Platform, _of_machine, best
 
 
 @pytest.mark.parametrize(

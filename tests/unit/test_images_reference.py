@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobox.errors import ImageError, InvalidReference
-from isobox.images.digest import Digest
-from isobox.images.reference import Reference
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.reference import Reference
 
 HEX = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 AT = f"@sha256:{HEX}"

@@ -16,10 +16,10 @@ import pytest
 
 from archives import entry, packed
 from isobox import DigestMismatch, ImageError, NotFound, RegistryError
-from isobox.images.digest import Digest
-from isobox.images.media import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.credentials import Credential
 from isobox.images.registry.pull import pull

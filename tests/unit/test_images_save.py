@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 from archives import entry, packed
 from isobox import Image, SpecError
 from isobox.errors import DigestMismatch, ImageError, NotFound
-from isobox.images.archive import load
-from isobox.images.descriptor import Descriptor
-from isobox.images.digest import Digest
-from isobox.images.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
-from isobox.images.model import Index, Manifest
-from isobox.images.outfile import replacing
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
-from isobox.images.save import Saved, save
+from isobox.images.archives.archive import load
+from isobox.images.archives.outfile import replacing
+from isobox.images.archives.save import Saved, save
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from isobox.images.documents.model import Index, Manifest
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from isobox.images.store import Store
 
 LAYERS = (packed(entry("a", b"1")), packed(entry("b", b"2")))
@@ -352,7 +352,7 @@ class TestReplacing:
 
 def test_larger_than_a_header_has_digits_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than 8 GiB: pax has a record for it."""
-    from isobox.images.save import _header
+    from isobox.images.archives.save import _header
 
     for size, name in ((1 << 40, "blob"), (5, "blobs/sha512/" + "a" * 128)):
         data = _header(name, size)

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from isobox.errors import DigestMismatch, ImageError, InvalidReference, NotFound, UnsupportedError
-from isobox.images.descriptor import Descriptor
-from isobox.images.digest import Digest
-from isobox.images.media import EMPTY, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
-from isobox.images.model import Index, Manifest
-from isobox.images.platform import Platform
-from isobox.images.reference import Reference
+from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import EMPTY, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from isobox.images.documents.model import Index, Manifest
+from isobox.images.documents.platform import Platform
+from isobox.images.documents.reference import Reference
 from isobox.images.store import Store
 
 DEBIAN = Reference.parse("debian:12")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from archives import entry, header, ours, packed, written
 from isobox.errors import UnpackError
-from isobox.images.pax import Records, nanoseconds, number, read_records
-from isobox.images.sparse import MOST_SEGMENTS
-from isobox.images.tarstream import Entry, TarStream
+from isobox.images.tar.pax import Records, nanoseconds, number, read_records
+from isobox.images.tar.sparse import MOST_SEGMENTS
+from isobox.images.tar.stream import Entry, TarStream
 
 END = bytes(1024)
 FORMATS = {

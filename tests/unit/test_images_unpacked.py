@@ -20,10 +20,10 @@ import pytest
 from archives import entry, folder, packed
 from isobox import _native, idmap
 from isobox.errors import DigestMismatch, ImageError, SetupError, UnpackError, UnsupportedError
-from isobox.images.config import chain_ids
-from isobox.images.digest import Digest
-from isobox.images.mounted import possible
-from isobox.images.unpacked import Held, Layers
+from isobox.images.documents.config import chain_ids
+from isobox.images.documents.digest import Digest
+from isobox.images.layers.mounted import possible
+from isobox.images.layers.unpacked import Held, Layers
 from patience import patient
 from programs import ROOT
 
@@ -189,8 +189,8 @@ def test_nothing_is_open_in_the_end(layers: Layers) -> None:
 MAKER = """
 import contextlib, io, sys, time
 from isobox import idmap
-from isobox.images.digest import Digest
-from isobox.images.unpacked import Layers
+from isobox.images.documents.digest import Digest
+from isobox.images.layers.unpacked import Layers
 data = sys.stdin.buffer.read()
 @contextlib.contextmanager
 def source():
@@ -325,8 +325,8 @@ def test_a_file_that_is_damaged_is_replaced_by_a_directory(filed: Layers) -> Non
 
 ELSEWHERE = """
 import contextlib, io, os, sys
-from isobox.images.digest import Digest
-from isobox.images.unpacked import Layers
+from isobox.images.documents.digest import Digest
+from isobox.images.layers.unpacked import Layers
 data = sys.stdin.buffer.read()
 held = Layers(sys.argv[1], keep_owners=True).ensure(
     None, Digest.of(data), lambda: contextlib.nullcontext(io.BytesIO(data))

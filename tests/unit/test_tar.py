@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobox.errors import NotFound, SetupError, SpecError, UnpackError
-from isobox.images import pax, unpacking
-from isobox.images.tar import Unpacked, unpack
+from isobox.images.layers import unpacking
+from isobox.images.layers.root import Unpacked, unpack
+from isobox.images.tar import pax
 from isobox.rootfs.folder import folder_image
 
 

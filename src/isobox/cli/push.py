@@ -7,7 +7,7 @@ import click
 from isobox import NotFound
 from isobox.cli.bars import bars
 from isobox.cli.stored import get
-from isobox.images.reference import Reference
+from isobox.images.documents.reference import Reference
 
 
 @click.command("push", short_help="Send an image to a registry.")

@@ -12,18 +12,18 @@ from attrs import field, frozen
 from isobox import forks
 from isobox.errors import ImageError, InvalidReference, NotFound, SpecError
 
-from .archive import load
-from .choose import Chosen, choose
-from .descriptor import Descriptor
-from .importing import import_folder, import_tar
-from .layout_folder import copy_images, load_folder
+from .archives.archive import load
+from .archives.folder import copy_images, load_folder
+from .archives.importing import import_folder, import_tar
+from .archives.outfile import replacing, writing
+from .archives.save import Saved, save, together
+from .documents.descriptor import Descriptor
+from .documents.model import ImageConfig
+from .documents.platform import Platform, best
+from .documents.reference import Reference
+from .layout.choose import Chosen, choose
 from .local import own_layers, unused
 from .making import Changes
-from .model import ImageConfig
-from .outfile import replacing, writing
-from .platform import Platform, best
-from .reference import Reference
-from .save import Saved, save, together
 from .store import Store
 
 if TYPE_CHECKING:

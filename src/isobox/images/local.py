@@ -18,17 +18,17 @@ from isobox import idmap
 from isobox.errors import ImageError, IsoboxError, NotFound, shown
 from isobox.owners import data_dir
 
-from .choose import Chosen, choose
-from .digest import Digest
+from .documents.digest import Digest
+from .documents.media import layer_compression
+from .documents.model import ImageConfig, chain_ids
+from .documents.platform import Platform
 from .kept import Kept, stamp
-from .lowers import Lowers
-from .mapped import Mapped
-from .media import layer_compression
-from .model import ImageConfig, chain_ids
-from .platform import Platform
+from .layers.lowers import Lowers
+from .layers.mapped import Mapped
+from .layers.unpacked import Held, Layers
+from .layout.choose import Chosen, choose
+from .layout.walk import configs
 from .store import Store
-from .unpacked import Held, Layers
-from .walk import configs
 
 __all__ = [
     "LocalImage",

@@ -14,20 +14,20 @@ from attrs import evolve, frozen
 
 from isobox.errors import ImageError, SpecError
 
-from .blobs import Writer
-from .choose import Chosen
-from .config import History, ImageConfig, RunConfig
-from .descriptor import Descriptor
-from .digest import Digest
-from .media import (
+from .documents.config import History, ImageConfig, RunConfig
+from .documents.descriptor import Descriptor
+from .documents.digest import Digest
+from .documents.media import (
     DOCKER_LAYER_GZIP,
     DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_LAYER_GZIP,
 )
-from .model import Manifest
-from .platform import Platform
-from .reference import Reference
+from .documents.model import Manifest
+from .documents.platform import Platform
+from .documents.reference import Reference
+from .layout.blobs import Writer
+from .layout.choose import Chosen
 from .store import Store
 
 __all__ = ["Added", "Changes", "add_image", "add_layer", "changed", "epoch"]

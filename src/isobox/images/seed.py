@@ -20,9 +20,9 @@ from typing import Final
 from isobox import discard, idmap
 from isobox.errors import SetupError
 
-from .lowers import Lowers
-from .mapped import module_path
-from .unpacking import Place
+from .layers.lowers import Lowers
+from .layers.mapped import module_path
+from .layers.unpacking import Place
 
 __all__ = ["copy", "main", "seed"]
 

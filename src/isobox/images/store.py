@@ -24,15 +24,15 @@ from attrs import frozen
 from isobox.errors import ImageError, InvalidReference, NotFound, shown
 from isobox.owners import DATA, check_directory, data_dir
 
-from .blobs import Blobs
-from .descriptor import Descriptor
-from .digest import Digest
-from .fields import MOST_BYTES, Fields
-from .index_file import IndexFile, bare, is_unnamed, name_of, named, short_name
-from .layout import OWN
-from .leases import collect
-from .reference import Reference
-from .walk import configs, find, is_image, missing, reachable
+from .documents.descriptor import Descriptor
+from .documents.digest import Digest
+from .documents.fields import MOST_BYTES, Fields
+from .documents.reference import Reference
+from .layout.blobs import Blobs
+from .layout.index_file import IndexFile, bare, is_unnamed, name_of, named, short_name
+from .layout.layout import OWN
+from .layout.leases import collect
+from .layout.walk import configs, find, is_image, missing, reachable
 
 if TYPE_CHECKING:
     from .image import Image

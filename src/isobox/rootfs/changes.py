@@ -89,7 +89,7 @@ def changes(
 
 
 Look = Callable[[str], tuple[os.stat_result, bool, list[str]] | None]
-"""Looks at a path of a layer that is closed to this user: `isobox.images.mapped.Mapped.look`."""
+"""Looks at a path of a layer that is closed to this user: `isobox.images.layers.mapped.Mapped.look`."""
 
 
 @frozen

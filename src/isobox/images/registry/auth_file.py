@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from isobox.errors import ImageError, printable
 
-from ..fields import MOST_BYTES, Fields
+from ..documents.fields import MOST_BYTES, Fields
 
 __all__ = ["AuthFile"]
 

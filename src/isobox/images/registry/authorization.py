@@ -18,7 +18,7 @@ from attrs import Factory, define, frozen
 
 from isobox.errors import ImageError, RegistryError, shown
 
-from ..fields import Fields
+from ..documents.fields import Fields
 from .credentials import Credential
 
 __all__ = ["Authorization", "Challenge", "is_loopback", "parse_challenges"]

@@ -15,8 +15,8 @@ from urllib.parse import urljoin
 
 from isobox.errors import ImageError, RegistryError, shown
 
-from ..fields import Fields
-from ..reference import DEFAULT_REGISTRY
+from ..documents.fields import Fields
+from ..documents.reference import DEFAULT_REGISTRY
 from .authorization import MOST_TOKEN, Authorization, is_loopback, parse_challenges
 from .credentials import Credential
 from .wire import Body, Patience, Response, Wire, bare, split

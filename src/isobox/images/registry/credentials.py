@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from isobox.errors import ImageError, shown
 
-from ..reference import DEFAULT_REGISTRY
+from ..documents.reference import DEFAULT_REGISTRY
 from .auth_file import AuthFile
 from .keychain import Keychain
 

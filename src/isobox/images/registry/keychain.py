@@ -17,7 +17,7 @@ from typing import Final
 
 from isobox.errors import ImageError, printable, shown
 
-from ..fields import Fields
+from ..documents.fields import Fields
 
 __all__ = ["Keychain"]
 

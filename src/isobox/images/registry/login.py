@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isobox.errors import RegistryError, SpecError
 
-from ..reference import DEFAULT_REGISTRY, Reference
+from ..documents.reference import DEFAULT_REGISTRY, Reference
 from .client import Client
 from .credentials import Credential, forget, look_up, save
 

@@ -21,16 +21,16 @@ from attrs import frozen
 from isobox.errors import DigestMismatch, ImageError, NotFound, RegistryError, shown
 from isobox.worker import take_no_signals
 
-from ..blobs import MOST, Writer
-from ..choose import Chosen, choose
-from ..descriptor import Descriptor
-from ..digest import Digest
-from ..media import INDEXES, MANIFESTS, is_distributable, layer_compression, plain_media_type
-from ..model import parse_document
-from ..platform import Platform
-from ..reference import Reference
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
+from ..documents.media import INDEXES, MANIFESTS, is_distributable, layer_compression, plain_media_type
+from ..documents.model import parse_document
+from ..documents.platform import Platform
+from ..documents.reference import Reference
+from ..layers.unpacked import Held, Layers
+from ..layout.blobs import MOST, Writer
+from ..layout.choose import Chosen, choose
 from ..store import Store
-from ..unpacked import Held, Layers
 from .client import Client, Patience, Response
 from .credentials import find
 from .progress import Progress, Report, Step

@@ -18,15 +18,15 @@ from attrs import field, frozen
 from isobox.errors import ImageError, NotFound, RegistryError
 from isobox.worker import take_no_signals
 
-from ..descriptor import Descriptor
-from ..digest import Digest
-from ..media import INDEXES, MANIFESTS, is_distributable, plain_media_type
-from ..model import Index
-from ..platform import Platform
-from ..reference import Reference
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
+from ..documents.media import INDEXES, MANIFESTS, is_distributable, plain_media_type
+from ..documents.model import Index
+from ..documents.platform import Platform
+from ..documents.reference import Reference
+from ..layout.walk import document as read_document
+from ..layout.walk import reachable
 from ..store import Store
-from ..walk import document as read_document
-from ..walk import reachable
 from .client import Client, Patience, Response
 from .credentials import find
 from .progress import Progress, Report, Step

@@ -18,10 +18,10 @@ from attrs import define, field
 
 from isobox.errors import DigestMismatch, RegistryError, shown
 
-from ..compression import Readable
-from ..descriptor import Descriptor
-from ..digest import Digest
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
 from ..store import Store
+from ..tar.compression import Readable
 from .client import Client, Response
 from .progress import Step
 

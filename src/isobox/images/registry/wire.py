@@ -22,7 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from isobox.errors import ImageError, RegistryError, shown
 
-from ..compression import Readable
+from ..tar.compression import Readable
 from .authorization import is_loopback
 
 __all__ = ["Body", "Patience", "Response", "Wire", "bare", "split"]

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from isobox.images.sparse import Segments
+from isobox.images.tar.sparse import Segments
 
 from .format import BLOCK
 

@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 
 from isobox.errors import DigestMismatch, ImageError, NotFound, StateError
 
-from .digest import Digest, Hasher
+from ..documents.digest import Digest, Hasher
 from .layout import Layout, open_file, write_all
 from .leases import Lease, Leases
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from isobox.errors import ImageError
 
+from ..layout.walk import is_image, missing, reachable
+from ..store import Store
 from .archive import MOST_BYTES, Loaded
-from .store import Store
-from .walk import is_image, missing, reachable
 
 __all__ = ["copy_images", "load_folder"]
 

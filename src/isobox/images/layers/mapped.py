@@ -33,14 +33,14 @@ from isobox import discard, idmap
 from isobox.errors import DigestMismatch, IsoboxError, SetupError, UnpackError, UnsupportedError
 from isobox.idmap import IdMap, Line
 
-from .compression import Readable
-from .digest import Digest
-from .layers import LayerUnpacked, unpack_layer
+from ..documents.digest import Digest
+from ..tar.compression import Readable
+from .layer import LayerUnpacked, unpack_layer
 from .lowers import is_opaque
 
 __all__ = ["Mapped", "main", "module_path"]
 
-_CODE: Final = "import sys; sys.path[:] = sys.argv[1:]; from isobox.images.mapped import main; main()"
+_CODE: Final = "import sys; sys.path[:] = sys.argv[1:]; from isobox.images.layers.mapped import main; main()"
 _PIECE: Final = 1 << 18
 _PIPE: Final = 1 << 20  # what every user may have: /proc/sys/fs/pipe-max-size
 _SIZE: Final = 4

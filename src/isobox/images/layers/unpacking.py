@@ -15,8 +15,8 @@ from attrs import frozen
 from isobox import _native
 from isobox.errors import UnpackError
 
-from .sparse import Segments
-from .tarstream import Entry, TarStream
+from ..tar.sparse import Segments
+from ..tar.stream import Entry, TarStream
 
 __all__ = ["MOST_BYTES", "MOST_ENTRIES", "NO_FILES", "Place", "Unpacked", "Unpacking", "shown"]
 

@@ -39,10 +39,10 @@ from isobox.errors import ImageError, SetupError
 from isobox.idmap import IdMap
 from isobox.owners import DATA, check_directory
 
-from .compression import Readable
-from .config import chain_ids
-from .digest import Digest
-from .layers import PREFIX, LayerUnpacked, collect, unpack_layer, work_directory
+from ..documents.config import chain_ids
+from ..documents.digest import Digest
+from ..tar.compression import Readable
+from .layer import PREFIX, LayerUnpacked, collect, unpack_layer, work_directory
 from .mapped import Mapped
 from .mounted import Mount, mount, possible
 from .packed import pack_layer

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 
 from isobox.errors import ImageError, StateError
 
-from .digest import Digest
+from ..documents.digest import Digest
 from .layout import OWN, Layout, create, held
 
 __all__ = ["Lease", "Leases", "collect"]

@@ -9,12 +9,12 @@ from attrs import frozen
 
 from isobox.errors import ImageError, NotFound
 
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
+from ..documents.media import CONFIGS, plain_media_type
+from ..documents.model import ImageConfig, Index, Manifest, pair_layers
+from ..documents.platform import Platform, best
 from .blobs import Blobs
-from .descriptor import Descriptor
-from .digest import Digest
-from .media import CONFIGS, plain_media_type
-from .model import ImageConfig, Index, Manifest, pair_layers
-from .platform import Platform, best
 from .walk import document
 
 __all__ = ["Chosen", "choose"]

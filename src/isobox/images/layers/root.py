@@ -9,8 +9,8 @@ import tempfile
 
 from isobox.errors import NotFound, SetupError
 
-from .compression import decompressed
-from .tarstream import TarStream
+from ..tar.compression import decompressed
+from ..tar.stream import TarStream
 from .unpacking import MOST_BYTES, MOST_ENTRIES, Unpacked, Unpacking
 
 __all__ = ["MOST_BYTES", "MOST_ENTRIES", "Unpacked", "unpack"]

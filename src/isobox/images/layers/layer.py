@@ -22,11 +22,11 @@ from attrs import frozen
 from isobox.discard import remove_tree
 from isobox.errors import DigestMismatch, SetupError, UnpackError, UnsupportedError
 
-from .ahead import Ahead
-from .compression import Readable, decompressed
-from .digest import Digest
+from ..documents.digest import Digest
+from ..tar.ahead import Ahead
+from ..tar.compression import Readable, decompressed
+from ..tar.stream import Entry, TarStream
 from .lowers import OPAQUE, Lowers
-from .tarstream import Entry, TarStream
 from .unpacking import MOST_BYTES, MOST_ENTRIES, Place, Unpacking, shown, split
 
 __all__ = ["Layer", "LayerUnpacked", "collect", "read_layer", "unpack_layer", "work_directory"]

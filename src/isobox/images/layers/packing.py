@@ -22,8 +22,8 @@ from attrs import field, frozen
 
 from isobox.errors import ImageError
 
+from ..tar.writer import BLOCK, END, Kind, Member, header
 from .attributes import Owners, attribute_names, attributes
-from .tarwriter import BLOCK, END, Kind, Member, header
 from .unpacking import MOST_BYTES, MOST_ENTRIES, Place
 
 __all__ = ["Found", "Packing", "Reopen", "Write"]

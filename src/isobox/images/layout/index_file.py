@@ -18,9 +18,9 @@ from attrs import evolve, field, frozen
 
 from isobox.errors import ImageError, InvalidReference
 
-from .descriptor import Descriptor
-from .fields import Fields, encode
-from .reference import Reference
+from ..documents.descriptor import Descriptor
+from ..documents.fields import Fields, encode
+from ..documents.reference import Reference
 
 __all__ = ["IndexFile", "bare", "is_unnamed", "name_of", "named", "short_name"]
 

@@ -13,9 +13,9 @@ from attrs import field, frozen
 
 from isobox.errors import ImageError, InvalidReference, shown
 
-from .config import MOST_LAYERS
-from .fields import Fields, encode
-from .reference import Reference
+from ..documents.config import MOST_LAYERS
+from ..documents.fields import Fields, encode
+from ..documents.reference import Reference
 
 __all__ = ["MANIFEST", "ArchivedImage", "encode_images", "parse_images"]
 

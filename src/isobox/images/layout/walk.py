@@ -8,12 +8,12 @@ from typing import Final
 
 from isobox.errors import ImageError, NotFound
 
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
+from ..documents.fields import MOST_BYTES
+from ..documents.media import CONFIGS, INDEXES, MANIFESTS, is_distributable, plain_media_type
+from ..documents.model import Index, Manifest, parse_document
 from .blobs import Blobs
-from .descriptor import Descriptor
-from .digest import Digest
-from .fields import MOST_BYTES
-from .media import CONFIGS, INDEXES, MANIFESTS, is_distributable, plain_media_type
-from .model import Index, Manifest, parse_document
 
 __all__ = ["configs", "document", "find", "is_image", "missing", "reachable"]
 

@@ -18,18 +18,18 @@ from attrs import evolve, frozen
 
 from isobox.errors import ImageError
 
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
+from ..documents.media import OCI_INDEX
+from ..documents.platform import Platform
+from ..documents.reference import Reference
+from ..layout.choose import choose
+from ..layout.index_file import IndexFile, named
+from ..layout.walk import missing, reachable
+from ..store import Store
+from ..tar.stream import BLOCK
 from .archive import Loaded
-from .choose import choose
-from .descriptor import Descriptor
-from .digest import Digest
 from .docker_archive import MANIFEST, ArchivedImage, encode_images
-from .index_file import IndexFile, named
-from .media import OCI_INDEX
-from .platform import Platform
-from .reference import Reference
-from .store import Store
-from .tarstream import BLOCK
-from .walk import missing, reachable
 
 __all__ = ["Saved", "save", "together"]
 

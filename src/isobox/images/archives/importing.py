@@ -8,14 +8,14 @@ from typing import IO
 from isobox import idmap
 from isobox.errors import ImageError, NotFound, UnpackError
 
-from .attributes import Owners
-from .compression import Readable, decompressed
-from .descriptor import Descriptor
-from .making import Added, Changes, add_image, add_layer, epoch, named
-from .packing import Packing, Write
-from .store import Store
-from .tarstream import TarStream
-from .unpacking import MOST_BYTES, MOST_ENTRIES, shown, split
+from ..documents.descriptor import Descriptor
+from ..layers.attributes import Owners
+from ..layers.packing import Packing, Write
+from ..layers.unpacking import MOST_BYTES, MOST_ENTRIES, shown, split
+from ..making import Added, Changes, add_image, add_layer, epoch, named
+from ..store import Store
+from ..tar.compression import Readable, decompressed
+from ..tar.stream import TarStream
 
 __all__ = ["add_folder", "own_owners", "import_folder", "import_tar"]
 

@@ -16,18 +16,18 @@ from attrs import Factory, define, evolve, frozen
 
 from isobox.errors import DigestMismatch, ImageError, UnpackError, shown
 
-from .compression import GZIP, ZSTD, decompressed
-from .config import ImageConfig
-from .descriptor import Descriptor
-from .digest import Digest
+from ..documents.config import ImageConfig
+from ..documents.descriptor import Descriptor
+from ..documents.digest import Digest
+from ..documents.media import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST
+from ..documents.model import Manifest
+from ..documents.reference import Reference
+from ..layout.index_file import IndexFile, bare, name_of
+from ..layout.walk import is_image
+from ..store import Store
+from ..tar.compression import GZIP, ZSTD, decompressed
+from ..tar.stream import Entry, TarStream
 from .docker_archive import MANIFEST, ArchivedImage, parse_images
-from .index_file import IndexFile, bare, name_of
-from .media import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST
-from .model import Manifest
-from .reference import Reference
-from .store import Store
-from .tarstream import Entry, TarStream
-from .walk import is_image
 
 __all__ = ["Loaded", "load"]
 

@@ -10,8 +10,8 @@ from types import TracebackType
 
 from isobox.worker import take_no_signals
 
+from ..documents.digest import Hasher
 from .compression import Readable
-from .digest import Hasher
 
 __all__ = ["Ahead"]
 

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from ..tar.writer import Member
 from .attributes import Owners
 from .lowers import OPAQUE
 from .packing import Found, Packing, Write
-from .tarwriter import Member
 from .unpacking import Place
 
 __all__ = ["Below", "UpperPacking"]

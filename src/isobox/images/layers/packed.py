@@ -19,14 +19,14 @@ from attrs import evolve
 from isobox import _native
 from isobox.errors import SetupError
 
-from .compression import Readable
-from .digest import Digest
+from ..documents.digest import Digest
+from ..tar.compression import Readable
+from ..tar.stream import Entry, TarStream
 from .erofs.data import Data, SparseData
 from .erofs.format import MOST_ATTRIBUTES, MOST_OF_ROOT, Inode, Node, attribute_size
 from .erofs.writer import Directory, Writer
-from .layers import Layer, LayerUnpacked, read_layer
+from .layer import Layer, LayerUnpacked, read_layer
 from .lowers import OPAQUE
-from .tarstream import Entry, TarStream
 from .unpacking import MOST_BYTES, MOST_ENTRIES, NO_FILES, Place, Unpacked
 
 __all__ = ["pack_layer"]

@@ -1,0 +1,1 @@
+"""Images in and out of files: OCI layouts, ``docker save`` archives, root file systems."""

@@ -1,0 +1,1 @@
+"""The documents of images as values: names, digests, descriptors, indexes, manifests, configs. No I/O."""

@@ -1,0 +1,1 @@
+"""Tar archives, compressed or not, read and written as streams. Nothing in one is trusted."""
