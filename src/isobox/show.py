@@ -6,14 +6,32 @@ import contextlib
 import os
 
 from .control import Control
+from .errors import SetupError, StateError
+from .hints import hint
 from .plan.ops import encode
 from .plan.setup import view_plan
 from .rootfs.views import VIEWED, host_view, views
 from .spec import Limits
+from .start import Launched
 
 
-def show(control: Control, limits: Limits, cpus: set[int]) -> None:
-    """Have the files say `limits`; `cpus`: those that the container is pinned to. Raises OSError.
+def show(launched: Launched, limits: Limits) -> None:
+    """Have the files say `limits`, and the CPUs that the container is pinned to.
+
+    Raises `StateError` where it has stopped, and `SetupError`.
+    """
+    try:
+        _show(launched.control, limits, os.sched_getaffinity(launched.pid))
+    except ProcessLookupError:
+        raise StateError("update: the container has stopped") from None
+    except OSError as error:
+        number = error.errno or 0
+        what = str(error.filename or "the files that show limits")
+        raise SetupError(number, what, stage="update", hint=hint("host", number)) from error
+
+
+def _show(control: Control, limits: Limits, cpus: set[int]) -> None:
+    """Have the files say `limits` and `cpus`. Raises OSError.
 
     A limit that there was at the start has a file of its own, which is written anew. Another one gets
     its file now, bound over the kernel's.
