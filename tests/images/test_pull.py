@@ -30,6 +30,7 @@ from isobox.images.documents.media import (
 )
 from isobox.images.documents.platform import Platform
 from isobox.images.documents.reference import Reference
+from isobox.images.local import open_image
 from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.credentials import Credential, save
 from isobox.images.registry.pull import pull
@@ -169,6 +170,35 @@ def test_an_index_brings_its_one_platform(registry: Registry) -> None:
     assert by_digest.layers == image.layers and by_digest.digest == own["digest"]
     with pytest.raises(ImageError, match=f"nothing for linux/s390x; it has linux/{min(HERE, OTHER)}"):
         Image.pull(name, platform="linux/s390x")
+
+
+def test_an_index_of_which_another_platform_is_here(registry: Registry, tmp_path: Path) -> None:
+    own = put_image(registry, "theirs/app", "", packed(entry("a", b"own")))
+    other = put_image(registry, "theirs/app", "", packed(entry("a", b"other")), architecture=OTHER)
+    own["platform"] = {"os": "linux", "architecture": HERE}
+    other["platform"] = {"os": "linux", "architecture": OTHER}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [own, other]}
+    put(registry, "theirs/app", "1", json.dumps(index).encode(), OCI_INDEX)
+    name = f"{registry.address}/theirs/app:1"
+    theirs = Image.pull(name, platform=f"linux/{OTHER}")
+    found = Image.get(name)
+    assert found == theirs and found.layers == theirs.layers and Image.all() == [found]
+    assert str(found.config.platform) == f"linux/{OTHER}"
+    with pytest.raises(NotFound, match=f"is here for linux/{OTHER} alone"):
+        open_image(name)
+    with pytest.raises(NotFound, match=own["digest"]):
+        Image.get(name, platform=f"linux/{HERE}")
+    assert found.tag(f"{registry.address}/theirs/app:2").push(f"{registry.address}/theirs/app:2")
+    for format in ("oci", "docker"):
+        found.save(tmp_path / format, format=format)
+        back = Image.load(tmp_path / format, store=Store(tmp_path / f"{format}-store"))
+        assert back.layers == found.layers
+    own_image = Image.pull(name)
+    assert Image.get(name).layers == own_image.layers != found.layers
+    assert Image.get(name, platform=f"linux/{OTHER}").layers == found.layers
+    open_image(name).close()
+    own_image.remove()
+    assert Image.all() == [] and Store.default().sizes().total == 0
 
 
 @pytest.mark.requires("user_namespaces", "overlay", "host_folders")

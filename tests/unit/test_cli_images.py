@@ -95,6 +95,7 @@ class TestImages:
             "digest": image.digest,
             "size": sum(map(len, LAYERS)),
             "created": "2026-01-02T03:04:05Z",
+            "platform": str(image.config.platform),
         }
 
     def test_a_time_that_is_none(self, isobox: Commands, tmp_path: Path) -> None:
@@ -205,11 +206,23 @@ class TestTagAndRmi:
         assert Image.get("app:1")
 
     def test_for_another_machine(self, isobox: Commands, tmp_path: Path) -> None:
-        """What can't be run here can be removed."""
+        """What can't be run here can be had, named, looked at, saved and removed."""
         other = "s390x" if Platform.here().architecture != "s390x" else "amd64"
         path = str(archive(tmp_path / "other.tar", *LAYERS, architecture=other))
-        assert f"linux/{other}" in isobox.refused("load", path)
-        assert isobox("rmi", "app:1").startswith("Untagged: app:1\nDeleted: sha256:")
+        assert isobox("load", "-i", path) == "app:1\n"
+        isobox("tag", "app:1", "app:2")
+        (found,) = json.loads(isobox("inspect", "app:2"))
+        assert found["Architecture"] == other and found["RepoTags"] == ["app:1", "app:2"]
+        assert json.loads(isobox("images", "--json"))[0]["platform"] == f"linux/{other}"
+        assert isobox("history", "--platform", f"linux/{other}", "app:1")
+        assert f"for linux/{other}: expected one for linux/mips" in isobox.refused(
+            "inspect", "--platform", "linux/mips", "app:1"
+        )
+        isobox("save", "-o", f"{tmp_path}/again.tar", "app:2")
+        gone = isobox("rmi", "app:1", "app:2")
+        assert gone.startswith("Untagged: app:1\nUntagged: app:2\nDeleted: sha256:")
+        assert isobox("load", "-i", f"{tmp_path}/again.tar") == "app:2\n"
+        isobox("rmi", "app:2")
         assert Store.default().sizes().total == 0
 
     def test_a_part_of_another(self, isobox: Commands, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ _WIDTH = 60
 
 @click.command("history", short_help="Show how an image's layers came about.")
 @click.option("--no-trunc", is_flag=True, help="Print all of each text.")
+@click.option("--platform", metavar="OS/ARCH", help="Of what is for this one, such as linux/arm64.")
 @click.argument("image", metavar="IMAGE")
-def command(no_trunc: bool, image: str) -> int:
+def command(no_trunc: bool, platform: str | None, image: str) -> int:
     """Show the steps that made IMAGE, the last one first, and the size of each one's layer in the store.
 
     A step without a layer has 0 B; a layer that the image says nothing of has empty columns.
@@ -29,7 +30,7 @@ def command(no_trunc: bool, image: str) -> int:
             size(count),
             _text(comment, no_trunc),
         )
-        for layer, created, created_by, count, comment in reversed(_steps(get(image)))
+        for layer, created, created_by, count, comment in reversed(_steps(get(image, platform)))
     ]
     echo_table(rows, right=frozenset({3}))
     return 0

@@ -46,4 +46,5 @@ def _fields(image: Image) -> dict[str, object]:
         "digest": image.digest,
         "size": image.size,
         "created": image.created,
+        "platform": str(image.config.platform),
     }

@@ -12,13 +12,14 @@ from isobox.cli.stored import echo_json, get
 
 
 @click.command("inspect", short_help="Show all that is known of images, as JSON.")
+@click.option("--platform", metavar="OS/ARCH", help="What is for this one, such as linux/arm64.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-def command(images: tuple[str, ...]) -> int:
+def command(images: tuple[str, ...], platform: str | None) -> int:
     """Print an array with an object for each IMAGE, with the fields that docker image inspect has.
 
     Size is that of the layers in the store, and Config is as the image has it.
     """
-    echo_json([_fields(image) for image in [get(name) for name in images]])
+    echo_json([_fields(image) for image in [get(name, platform) for name in images]])
     return 0
 
 

@@ -17,10 +17,10 @@ from isobox.errors import printable
 NO_NAME = "<none>"
 
 
-def get(name: str) -> Image:
+def get(name: str, platform: str | None = None) -> Image:
     """The image of the store that `name` means; what else could be run, a folder say, is none here."""
     with of_the_store():
-        return Image.get(name)
+        return Image.get(name, platform=platform)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from .documents.descriptor import Descriptor
 from .documents.model import ImageConfig
 from .documents.platform import Platform, best
 from .documents.reference import Reference
-from .layout.choose import Chosen, choose
+from .layout.choose import Chosen, choose, choose_there
 from .local import own_layers, unused
 from .making import Changes
 from .store import Store
@@ -181,31 +181,39 @@ class Image:
         return cls.get(str(descriptor.digest), store=store)
 
     @classmethod
-    def get(cls, name: str, *, store: Store | None = None) -> Image:
+    def get(cls, name: str, *, platform: str | None = None, store: Store | None = None) -> Image:
         """Return the image that a reference, a digest or id, or the beginning of its digits means.
 
-        `store`: None for this user's. Raises `NotFound`, and `ImageError` where several are meant.
+        `platform`: what is said of an image for several is for this one, ``"linux/arm64"``. None: for this
+        machine's where the store has that, else for the first that it has; such an image can be
+        named, saved, pushed and removed, though not run. `store`: None for this user's.
+
+        Raises `NotFound`, `ImageError`, also where several are meant, and `SpecError`.
         """
         store = store or Store.default()
         descriptor = store.resolve(name)
-        return cls._of(store, descriptor, _names(store, descriptor))
+        names = _names(store, descriptor)
+        if platform is None:
+            return cls._of(store, descriptor, names)
+        chosen = choose(store, descriptor, Platform.parse(platform))
+        return cls(store, descriptor, chosen, _familiar(names))
 
     @classmethod
     def all(cls, *, store: Store | None = None) -> list[Image]:
-        """Return every image that this machine could run, by its first name; those without one are last.
+        """Return every container image, by its first name; those without one are last.
 
-        `store`: None for this user's.
+        Those for other platforms are among them: see `get`. `store`: None for this user's.
         """
         store = store or Store.default()
         images = []
         for descriptor, names in store.entries().items():
-            with contextlib.suppress(ImageError):  # for another machine, or damaged: `get` says which
+            with contextlib.suppress(ImageError):  # damaged, or no container's: `get` says which
                 images.append(cls._of(store, descriptor, names))
         return sorted(images, key=lambda image: (not image.references, image.references, image.id))
 
     @classmethod
     def _of(cls, store: Store, descriptor: Descriptor, names: Iterable[Reference]) -> Image:
-        return cls(store, descriptor, choose(store, descriptor), _familiar(names))
+        return cls(store, descriptor, choose_there(store, descriptor), _familiar(names))
 
     @property
     def digest(self) -> str:
@@ -214,7 +222,7 @@ class Image:
 
     @property
     def id(self) -> str:
-        """What Docker calls its id: the digest of its config, for this machine's platform."""
+        """What Docker calls its id: the digest of its config, for the platform of `config`."""
         return str(self._chosen.id)
 
     @property
@@ -282,9 +290,9 @@ class Image:
         disk; a binary file gets it as it comes.
 
         Of an image for several platforms all that the store has is written, and in Docker's list stands the
-        one for this machine or that it was pulled for. `platform`: that one alone, such as "linux/arm64";
-        umoci reads nothing else. `store`: None for this user's, where there is text. Raises `NotFound`, and
-        `ImageError` also for what the machine refuses.
+        one for this machine or that it was pulled for, else the first that the store has. `platform`: that
+        one alone, such as "linux/arm64"; umoci reads nothing else. `store`: None for this user's, where
+        there is text. Raises `NotFound`, and `ImageError` also for what the machine refuses.
         """
         if format not in get_args(Format):
             raise SpecError("format", format, "one of " + ", ".join(get_args(Format)))
@@ -299,7 +307,7 @@ class Image:
                 part = Saved(image._descriptor, tuple(names), image._chosen.config.platform)
             else:
                 descriptor = source.resolve(image)
-                part = Saved(descriptor, _meant(source, descriptor, image), Platform.here())
+                part = Saved(descriptor, _meant(source, descriptor, image))
             parts.append(part if wanted is None else part.alone(source, wanted))
         if len(stores) != 1:
             raise SpecError("images", sorted(stores), "images of one store, one at least")
@@ -352,7 +360,8 @@ class Image:
     def tag(self, reference: str) -> Image:
         """Give it one more name, which another image may have had; return it with all its names."""
         self._store.tag(Reference.parse(reference), self._descriptor)
-        return Image.get(self.digest, store=self._store)
+        names = _names(self._store, self._descriptor)
+        return Image(self._store, self._descriptor, self._chosen, _familiar(names))
 
     def untag(self, reference: str) -> None:
         """Take one of its names away; with the last one the image goes, as by `remove`.

@@ -15,18 +15,19 @@ from typing import Any, Final
 from attrs import define, field
 
 from isobox import idmap
-from isobox.errors import ImageError, IsoboxError, NotFound, shown
+from isobox.errors import ImageError, IsoboxError, NotFound, printable, shown
 from isobox.owners import data_dir
 
+from .documents.descriptor import Descriptor
 from .documents.digest import Digest
 from .documents.media import layer_compression
 from .documents.model import ImageConfig, chain_ids
-from .documents.platform import Platform
+from .documents.platform import Platform, best
 from .kept import Kept, stamp
 from .layers.lowers import Lowers
 from .layers.mapped import Mapped
 from .layers.unpacked import Held, Layers
-from .layout.choose import Chosen, choose
+from .layout.choose import Chosen, Unsuited, choose, platforms_there
 from .layout.walk import configs
 from .store import Store
 
@@ -44,6 +45,7 @@ __all__ = [
 _LONGEST_SIGNAL: Final = 20
 _LONGEST_PATH: Final = 4095
 _DEEPEST: Final = 64
+_SHOWN: Final = 8  # platforms in a message
 _kept: Final = Kept["LocalImage"]()
 os.register_at_fork(after_in_child=_kept.forget)
 
@@ -219,7 +221,10 @@ def _opened(name: str, platform: Platform | None) -> LocalImage:
         descriptor = store.resolve(name)
     except NotFound as error:
         raise _not_found(name, error) from None
-    chosen = choose(store, descriptor, platform)
+    try:
+        chosen = choose(store, descriptor, platform)
+    except (NotFound, Unsuited) as error:
+        raise _not_for(store, descriptor, name, platform, error) from None
     with own_layers() as layers:
         held = _hold(store, layers, chosen)
     return LocalImage(chosen, held.lowers if held is not None else (), held)
@@ -258,6 +263,22 @@ def _hold(store: Store, layers: Layers, chosen: Chosen) -> Held | None:
                     below.enter_context(held)
                 held = layers.ensure(held, diff_id, partial(store.open, descriptor.digest))
     return held
+
+
+def _not_for(
+    store: Store, descriptor: Descriptor, name: str, platform: Platform | None, error: ImageError
+) -> ImageError:
+    """Say for which platforms the image is there, where it is for others only."""
+    wanted = platform or Platform.here()
+    there = platforms_there(store, descriptor)
+    if not there or best(there, wanted) is not None:
+        return error
+    listed = ", ".join([printable(str(other)) for other in there[:_SHOWN]])
+    kind = NotFound if isinstance(error, NotFound) else ImageError  # isobox run pulls what isn't there
+    return kind(
+        f"image {shown(name)} is here for {listed} alone, and containers are to be for {wanted}. Fetch that, "
+        "where its registry has it: isobox pull, with --platform, or Image.pull with platform="
+    )
 
 
 def _not_found(name: str, error: NotFound) -> NotFound:

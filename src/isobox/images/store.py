@@ -123,7 +123,7 @@ class Store(Blobs):
         return cls(path)
 
     def images(self) -> list[Image]:
-        """Return every image that this machine could run, as `Image.all` does."""
+        """Return every container image, as `Image.all` does."""
         from .image import Image  # which knows stores
 
         return Image.all(store=self)

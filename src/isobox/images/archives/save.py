@@ -23,7 +23,7 @@ from ..documents.digest import Digest
 from ..documents.media import OCI_INDEX
 from ..documents.platform import Platform
 from ..documents.reference import Reference
-from ..layout.choose import choose
+from ..layout.choose import choose, choose_there
 from ..layout.index_file import IndexFile, named
 from ..layout.walk import missing, reachable
 from ..store import Store
@@ -39,11 +39,14 @@ _PIECE: Final = 1 << 20
 
 @frozen
 class Saved:
-    """An image that is to be saved: with which names, and for which platform it stands in Docker's list."""
+    """An image that is to be saved: with which names, and for which platform it stands in Docker's list.
+
+    `platform`: None for this machine's; where that isn't there, for one that is.
+    """
 
     descriptor: Descriptor
     references: tuple[Reference, ...]
-    platform: Platform
+    platform: Platform | None = None
 
     @property
     def loaded(self) -> Loaded:
@@ -105,7 +108,7 @@ def _index(images: Iterable[Saved]) -> bytes:
 def _listed(store: Store, images: Iterable[Saved]) -> list[ArchivedImage]:
     listed = []
     for image in images:
-        chosen = choose(store, image.descriptor, image.platform)
+        chosen = choose_there(store, image.descriptor, image.platform)
         for layer, _ in chosen.layers:
             if not store.has(layer.digest):
                 raise ImageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from attrs import frozen
@@ -15,9 +15,9 @@ from ..documents.media import CONFIGS, plain_media_type
 from ..documents.model import ImageConfig, Index, Manifest, pair_layers
 from ..documents.platform import Platform, best
 from .blobs import Blobs
-from .walk import document
+from .walk import document, lacking
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["Chosen", "Unsuited", "choose", "choose_there", "platforms_there"]
 
 _DEEPEST: Final = 4  # indexes in each other
 _MOST: Final = 100  # documents that are looked at
@@ -56,6 +56,59 @@ def choose(
     return _Search(blobs, wanted, fetch or _nothing).of(descriptor, 0)
 
 
+def choose_there(blobs: Blobs, descriptor: Descriptor, wanted: Platform | None = None) -> Chosen:
+    """As `choose`; where that one isn't all there, the first image of another platform that is.
+
+    For all that is done to images but running them.
+    """
+    problem: ImageError | None = None
+    first: Chosen | None = None
+    try:
+        first = choose(blobs, descriptor, wanted)
+    except (NotFound, Unsuited) as error:
+        problem = error
+    if first is not None and lacking(blobs, first.manifest) is None:
+        return first
+    for chosen in _there(blobs, descriptor):
+        return chosen
+    if first is None:
+        assert problem is not None
+        raise problem
+    return first
+
+
+def platforms_there(blobs: Blobs, descriptor: Descriptor) -> tuple[Platform, ...]:
+    """The platforms of the container images behind `descriptor` that are all there, in their order."""
+    return tuple(dict.fromkeys(chosen.config.platform for chosen in _there(blobs, descriptor)))
+
+
+def _there(blobs: Blobs, root: Descriptor) -> Iterator[Chosen]:
+    todo = [root]
+    seen: set[Digest] = set()
+    while todo:
+        descriptor = todo.pop()
+        if descriptor.digest in seen:
+            continue
+        seen.add(descriptor.digest)
+        try:
+            found = document(blobs, descriptor)
+            if isinstance(found, Index):
+                todo.extend(reversed(found.manifests))
+            elif lacking(blobs, found) is None:
+                config = _config(blobs, descriptor, found)
+                yield Chosen(descriptor, found, config, pair_layers(found, config))
+        except ImageError:
+            continue  # not there, damaged, or no container image
+
+
+def _config(blobs: Blobs, descriptor: Descriptor, manifest: Manifest) -> ImageConfig:
+    if plain_media_type(manifest.config.media_type) not in CONFIGS:
+        raise Unsuited(
+            f"image {descriptor.digest}: it is no container image: its config is {manifest.config.media_type}"
+        )
+    return ImageConfig.parse(blobs.read(manifest.config.digest), manifest.config.media_type)
+
+
 class _Search:
     def __init__(self, blobs: Blobs, wanted: Platform, fetch: Callable[[Descriptor], object]) -> None:
         self._blobs = blobs
@@ -75,24 +128,24 @@ class _Search:
 
     def _of_index(self, index: Index, depth: int) -> Chosen:
         problem: ImageError | None = None
-        for choice in index.choices(self._wanted):
+        try:
+            choices = index.choices(self._wanted)
+        except ImageError as error:
+            raise Unsuited(str(error)) from None
+        for choice in choices:
             try:
                 return self.of(choice, depth + 1)
-            except (NotFound, _Unsuited) as error:
+            except (NotFound, Unsuited) as error:
                 problem = problem or error
         assert problem is not None  # there is a first choice
         raise problem
 
     def _image(self, descriptor: Descriptor, manifest: Manifest) -> Chosen:
-        if plain_media_type(manifest.config.media_type) not in CONFIGS:
-            raise _Unsuited(
-                f"image {descriptor.digest}: it is no container image: its config is "
-                f"{manifest.config.media_type}"
-            )
-        self._fetch(manifest.config)
-        config = ImageConfig.parse(self._blobs.read(manifest.config.digest), manifest.config.media_type)
+        if plain_media_type(manifest.config.media_type) in CONFIGS:
+            self._fetch(manifest.config)
+        config = _config(self._blobs, descriptor, manifest)
         if best([config.platform], self._wanted) is None:
-            raise _Unsuited(
+            raise Unsuited(
                 f"image {descriptor.digest} is for {config.platform}: expected one for {self._wanted}"
             )
         return Chosen(descriptor, manifest, config, pair_layers(manifest, config))
@@ -102,5 +155,5 @@ def _nothing(descriptor: Descriptor) -> None:
     """Fetch nothing: what is there is there."""
 
 
-class _Unsuited(ImageError):
-    """Another choice of an index may do."""
+class Unsuited(ImageError):
+    """It is for another platform, or no container image; another one of an index may do."""

@@ -15,7 +15,7 @@ from ..documents.media import CONFIGS, INDEXES, MANIFESTS, is_distributable, pla
 from ..documents.model import Index, Manifest, parse_document
 from .blobs import Blobs
 
-__all__ = ["configs", "document", "find", "is_image", "missing", "reachable"]
+__all__ = ["configs", "document", "find", "is_image", "lacking", "missing", "reachable"]
 
 _DOCUMENTS: Final = INDEXES | MANIFESTS
 _MOST_BLOBS: Final = 2_000_000  # some hundred megabytes of memory
@@ -162,14 +162,15 @@ def missing(blobs: Blobs, root: Descriptor) -> Digest | None:
             # The first one first, which is most likely to be there.
             todo.extend(child for child in reversed(found.manifests) if _is_document(child))
             continue
-        lacking = _lacking(blobs, found)
-        if lacking is None:
+        part = lacking(blobs, found)
+        if part is None:
             return None
-        first = first or lacking
+        first = first or part
     return first or root.digest
 
 
-def _lacking(blobs: Blobs, manifest: Manifest) -> Digest | None:
+def lacking(blobs: Blobs, manifest: Manifest) -> Digest | None:
+    """Return the first of its config and layers that isn't there, but for what is had from elsewhere."""
     for part in (manifest.config, *manifest.layers):
         elsewhere = part.urls and not is_distributable(part.media_type)
         if not elsewhere and not blobs.there(part.digest, part.size):
