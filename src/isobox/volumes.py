@@ -6,7 +6,7 @@
     <data>/volumes/<name>/.new-*  being filled, or left by one who was killed
     <data>/volumes/.gone-*        being removed, or left by one who was killed
 
-All locks are the kernel's (flock(2)) and go with their process. A volume goes by one rename, and gets its
+All locks (locks.py) go with their process. A volume goes by one rename, and gets its
 first content by one.
 """
 
@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import IO, Final
+from typing import Final
 
 from attrs import evolve, frozen
 
 from . import checks, forks, idmap
 from .discard import remove_tree, remove_tree_mapped
 from .errors import NotFound, SetupError, StateError, shown
+from .locks import Lock
 from .owners import DATA, check_directory, data_dir
 from .spec import Mount
 
@@ -60,7 +60,7 @@ class Volume:
         """Make one, empty, or return the one that is there. Raises `SpecError`, `SetupError`."""
         checks.volume(name)
         with _locked():
-            os.close(_made(name))
+            _made(name).close()
         return cls.get(name)
 
     @classmethod
@@ -108,13 +108,11 @@ class Volume:
         """Whether a container uses it now, in whatever process."""
         with _locked():  # who starts just now must not find it taken by this look
             try:
-                fd = os.open(f"{_top()}/{self.name}/lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                lock = Lock(f"{_top()}/{self.name}/lock")
             except FileNotFoundError:
                 return False
-            try:
-                return not _try_alone(fd)
-            finally:
-                os.close(fd)
+            with lock:
+                return not lock.try_alone()
 
     def remove(self) -> None:
         """Delete it with all that is in it. `NotFound`; `StateError` while a container uses it."""
@@ -122,15 +120,13 @@ class Volume:
         gone = f"{_top()}/{_GONE}{os.urandom(8).hex()}"
         with _locked():
             try:
-                fd = os.open(f"{place}/lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                lock = Lock(f"{place}/lock")
             except FileNotFoundError:
                 raise NotFound(f"no volume {self.name}") from None
-            try:
-                if not _try_alone(fd):
+            with lock:
+                if not lock.try_alone():
                     raise StateError(f"volume {self.name}: a container uses it. Stop that first")
                 os.rename(place, gone)
-            finally:
-                os.close(fd)
         _remove(gone)
 
 
@@ -156,25 +152,24 @@ def located(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
     )
 
 
-def _hold(name: str, lowers: Sequence[str], target: str) -> IO[bytes]:
-    """A file that holds the lock of a volume, shared; the volume is made and filled before."""
+def _hold(name: str, lowers: Sequence[str], target: str) -> Lock:
+    """The lock of a volume, shared; the volume is made and filled before."""
     place = f"{_top()}/{name}"
     while True:
         with ExitStack() as failed:
             with _locked():
-                fd = _made(name)
-                failed.callback(os.close, fd)
-                alone = _try_alone(fd)
+                lock = failed.enter_context(_made(name))
+                alone = lock.try_alone()
             with _doing(place):
                 if alone and lowers and _empty(f"{place}/data"):
                     _fill(place, lowers, target)
-                waited = not alone and not _try(fd, fcntl.LOCK_SH)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # waits for who fills it; who removes it may come first
-                same = _is(fd, f"{place}/lock")
+                waited = not alone and not lock.try_shared()
+                lock.take(shared=True)  # waits for who fills it; who removes it may come first
+                same = _is(lock.fileno(), f"{place}/lock")
                 failed_there = same and waited and bool(lowers) and _empty(f"{place}/data")
             if same and not failed_there:
                 failed.pop_all()
-                return os.fdopen(fd, "rb", buffering=0)
+                return lock
 
 
 def _empty(path: str) -> bool:
@@ -203,8 +198,8 @@ def _fill(place: str, lowers: Sequence[str], target: str) -> None:
         raise
 
 
-def _made(name: str) -> int:
-    """Make what is missing of a volume, the lock of all in hand; a descriptor of its lock."""
+def _made(name: str) -> Lock:
+    """Make what is missing of a volume, the lock of all in hand; its own lock, which nobody has taken."""
     place = f"{_top()}/{name}"
     with _doing(place):
         with contextlib.suppress(FileExistsError):
@@ -212,19 +207,7 @@ def _made(name: str) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(f"{place}/data", 0o755)
             os.chmod(f"{place}/data", 0o755)  # whatever the umask
-        return os.open(f"{place}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def _try_alone(fd: int) -> bool:
-    return _try(fd, fcntl.LOCK_EX)
-
-
-def _try(fd: int, how: int) -> bool:
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return Lock(f"{place}/lock", make=True)
 
 
 def _is(fd: int, path: str) -> bool:
@@ -246,12 +229,9 @@ def _locked() -> Iterator[None]:
     check_directory(top, DATA)
     with _doing(top):
         os.chmod(top, 0o700)  # programs in there may be setuid
-        fd = os.open(f"{top}/.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with Lock(f"{top}/.lock", make=True) as lock:
+            lock.take()
             yield
-        finally:
-            os.close(fd)
 
 
 def _collect() -> None:

@@ -15,16 +15,19 @@ from typing import Any, TypeAlias
 import pytest
 
 import isobox
-from archives import entry, folder, link, packed
-from isobox import Container, Image, Mount, NotFound, StateError, Volume
+from archives import attributes_kept, entry, folder, link, packed
+from isobox import Container, Image, Mount, NotFound, StateError, Volume, idmap
 from isobox.cli import main
 from isobox.images import seed
+from isobox.images.local import own_layers
 from leftovers import nothing_left, wait_until
 from made import archive, base
 from patience import patient
-from programs import said, sh
+from programs import ROOT, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
+
+CAPABLE = b"\1\0\0\2" + b"\0\4\0\0" + bytes(12)
 
 Captured: TypeAlias = pytest.CaptureFixture[str]
 
@@ -68,6 +71,29 @@ class TestFirstContent:
             assert sh(box, "cat /data/changed /data/merged/* /data/closed/file") == "2" + "12" + "c"
             assert sh(box, "stat -c %h /data/same") == "2\n"
             assert box.changes() == []
+
+    def test_attributes(self, tmp_path: Path) -> None:
+        """Those that layers have; a file's capabilities where the container has several ids."""
+        attributes_kept(tmp_path)
+        tool = entry("data/tool", b"x", uid=7, mode=0o755)
+        tool[0].pax_headers = {"SCHILY.xattr.security.capability": CAPABLE.decode("latin-1")}
+        at = folder("data", mode=0o500)
+        at[0].pax_headers = {"SCHILY.xattr.user.of": "a folder", "SCHILY.xattr.user.overlay.opaque": "y"}
+        file = entry("data/file", b"x", mode=0o400)
+        file[0].pax_headers = {"SCHILY.xattr.user.of": "a file"}
+        Image.load(archive(tmp_path / "app.tar", base(), packed(at, file, tool), run={}))
+        with Container("app:1", mounts=["web:/data"]) as box:
+            assert sh(box, "stat -c %a /data /data/file /data/tool").split() == ["500", "400", "755"]
+        place = Volume.get("web").path
+        found = {name: os.listxattr(f"{place}/{name}") for name in (".", "file", "tool")}
+        assert found == {
+            ".": ["user.of"],
+            "file": ["user.of"],
+            "tool": ["security.capability"] if ROOT or not idmap.of_user().single else [],
+        }
+        assert os.getxattr(place, "user.of") == b"a folder"
+        if ROOT:
+            assert os.getxattr(f"{place}/tool", "security.capability") == CAPABLE
 
     def test_once(self, image: Image) -> None:
         with Container("app:1", mounts=["web:/data"]) as box:
@@ -198,6 +224,28 @@ class TestLife:
                 assert sh(box, "ls /data/own; echo x > /data/own; cat /data/changed; true") == "2"
                 assert box.changes() == []
         assert Volume.all() == []
+
+    def test_a_child_that_lives_on(self, image: Image) -> None:
+        """Forked while a container used the volume and the image's layers, it uses neither."""
+        ends, go = os.pipe()
+        with Container("app:1", mounts=["web:/data"]):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.close(go)
+                    os.read(ends, 1)
+                finally:
+                    os._exit(0)
+        try:
+            Volume.get("web").remove()
+            image.remove()
+            assert image._chosen.layers and Image.all() == []
+            with own_layers() as layers:
+                assert layers.chain_ids() == []
+        finally:
+            os.close(go)
+            os.close(ends)
+            assert os.waitpid(pid, 0) == (pid, 0)
 
     def test_explained(self, image: Image, data: Path) -> None:
         assert f"{data}/volumes/web/data" in Container("app:1", mounts=["web:/data"]).explain()

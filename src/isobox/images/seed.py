@@ -20,6 +20,8 @@ from typing import Final
 from isobox import discard, idmap
 from isobox.errors import SetupError
 
+from .layers.attributes import CAPABILITY
+from .layers.layer import REFUSED
 from .layers.lowers import Lowers
 from .layers.mapped import module_path
 from .layers.unpacking import Place
@@ -79,18 +81,21 @@ def main() -> None:
 
 
 def copy(lowers: Sequence[str], path: str, into: str) -> None:
-    """As `seed`, in this process, which may give files to any id that they have. Raises OSError."""
+    """As `seed`, in this process, which may give files to any id that they have. Raises OSError.
+
+    Extended attributes that `into` has no room for are left out, as layers leave them out.
+    """
     seen = Lowers(lowers, ())
     start = tuple(os.fsencode(name) for name in path.split("/") if name)
     if seen.find(start) is None:
         return
     links: dict[tuple[int, int], bytes] = {}
-    directories: list[tuple[bytes, os.stat_result]] = []
+    directories: list[tuple[bytes, bytes, os.stat_result]] = []
     pending: list[tuple[Place, bytes]] = [(start, os.fsencode(into))]
     while pending:
         place, target = pending.pop()
         merged = seen.merged(place)
-        directories.append((target, merged[0][1]))
+        directories.append((merged[0][0], target, merged[0][1]))
         names: set[bytes] = set()
         for source, _ in merged:
             for name in os.listdir(source):
@@ -103,10 +108,9 @@ def copy(lowers: Sequence[str], path: str, into: str) -> None:
                     pending.append(((*place, name), target + b"/" + name))
                 else:
                     _copy_one(source + b"/" + name, target + b"/" + name, status, links)
-    for target, status in reversed(
-        directories
-    ):  # last, since a mode may forbid to write, and writing sets times
-        _settle(target, status)
+    # Last, since a mode may forbid to write, and writing sets times.
+    for settled in reversed(directories):
+        _settle(*settled)
 
 
 def _copy_one(
@@ -127,7 +131,7 @@ def _copy_one(
         return
     if status.st_nlink > 1:
         links[status.st_dev, status.st_ino] = target
-    _settle(target, status)
+    _settle(source, target, status)
 
 
 def _copy_file(source: bytes, target: bytes) -> None:
@@ -146,13 +150,32 @@ def _copy_file(source: bytes, target: bytes) -> None:
                 pass
 
 
-def _settle(target: bytes, status: os.stat_result) -> None:
+def _settle(source: bytes, target: bytes, status: os.stat_result) -> None:
     try:
         os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.EINVAL:  # nobody in this user namespace: then it is root's
             raise
     if not stat.S_ISLNK(status.st_mode):
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            _dress(source, target)  # a new owner takes capabilities away, and a mode may forbid to write
         os.chmod(target, stat.S_IMODE(status.st_mode))
     with contextlib.suppress(PermissionError):
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+
+def _dress(source: bytes, target: bytes) -> None:
+    """Give it the extended attributes that layers have (layer.py), but for overlayfs' own."""
+    try:
+        names = [os.fsencode(name) for name in os.listxattr(source)]
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return
+    for name in names:
+        if name == CAPABILITY or (name.startswith(b"user.") and not name.startswith(b"user.overlay.")):
+            try:
+                os.setxattr(target, name, os.getxattr(source, name))
+            except OSError as error:
+                if error.errno not in REFUSED:
+                    raise

@@ -11,14 +11,14 @@ from attrs import frozen
 
 from isobox.errors import ImageError
 
-__all__ = ["OVERFLOW", "Owners", "attribute_names", "attributes"]
+__all__ = ["CAPABILITY", "OVERFLOW", "Owners", "attribute_names", "attributes"]
 
 Lines: TypeAlias = Sequence[tuple[int, int, int]]
 
 OVERFLOW: Final = 65534
 """What the kernel shows for an owner that a user namespace has no id for."""
 
-_CAPABILITY: Final = b"security.capability"
+CAPABILITY: Final = b"security.capability"
 _MOST: Final = 256  # as pax.py takes them
 
 
@@ -73,7 +73,7 @@ def attributes(fd: int, names: Collection[bytes], owners: Owners) -> dict[bytes,
     values: dict[bytes, bytes] = {}
     for name in names:
         own = name.startswith(b"user.") and not name.startswith(b"user.overlay.")
-        if not own and name != _CAPABILITY:
+        if not own and name != CAPABILITY:
             continue
         try:
             value: bytes | None = os.getxattr(fd, name)
@@ -81,7 +81,7 @@ def attributes(fd: int, names: Collection[bytes], owners: Owners) -> dict[bytes,
             if error.errno != errno.ENODATA:  # gone since they were listed
                 raise
             continue
-        if name == _CAPABILITY and value is not None:
+        if name == CAPABILITY and value is not None:
             value = _capability(value, owners)
         if value is not None:
             values[name] = value

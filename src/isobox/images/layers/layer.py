@@ -29,7 +29,7 @@ from ..tar.stream import Entry, TarStream
 from .lowers import OPAQUE, Lowers
 from .unpacking import MOST_BYTES, MOST_ENTRIES, Place, Unpacking, shown, split
 
-__all__ = ["Layer", "LayerUnpacked", "collect", "read_layer", "unpack_layer", "work_directory"]
+__all__ = ["REFUSED", "Layer", "LayerUnpacked", "collect", "read_layer", "unpack_layer", "work_directory"]
 
 PREFIX: Final = ".layer-"
 """Of directories that are being filled or removed."""
@@ -38,7 +38,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = b".wh."
 _HIDES_ALL: Final = b".wh..wh..opq"
 _AUFS: Final = b".wh..wh."  # its own files, which old layers have
-_REFUSED: Final = frozenset(
+REFUSED: Final = frozenset(
     {
         errno.E2BIG,
         errno.EACCES,
@@ -49,6 +49,7 @@ _REFUSED: Final = frozenset(
         errno.ERANGE,
     }
 )
+"""What says that a file can't have an extended attribute here."""
 
 
 @frozen
@@ -268,7 +269,7 @@ class Layer(Unpacking):
                     os.setxattr(fd, name, value)
                     continue
                 except OSError as error:
-                    if error.errno not in _REFUSED:
+                    if error.errno not in REFUSED:
                         raise
             self.left_out += 1
 

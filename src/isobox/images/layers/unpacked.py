@@ -12,8 +12,8 @@
 Root's layers are files where the kernel mounts them (Linux 6.15, not on a tmpfs), in images of a few layers.
 One may have both forms: for who has another kernel or fewer privileges on the same path, or an image of many.
 
-A layer appears by one rename, whole and on disk even if the power fails, and goes by one. All locks are the
-kernel's (flock(2)) and go with their process. That a layer is used keeps those below it too.
+A layer appears by one rename, whole and on disk even if the power fails, and goes by one. All locks
+(locks.py) go with their process. That a layer is used keeps those below it too.
 
 Owners are right for root (``keep_owners``, shown through idmapped mounts), for an ordinary user with subids
 (``id_map``: see mapped.py), and for one with a single id, to whom everything belongs. The three never share a
@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Final
 
@@ -37,6 +36,7 @@ from isobox import _native, idmap
 from isobox.discard import remove_tree, remove_tree_mapped
 from isobox.errors import ImageError, SetupError
 from isobox.idmap import IdMap
+from isobox.locks import Lock
 from isobox.owners import DATA, check_directory
 
 from ..documents.config import chain_ids
@@ -64,15 +64,13 @@ class Held:
 
     chain_id: Digest
     lowers: tuple[str, ...]
-    _fd: int
+    _lock: Lock
     _mounts: tuple[Mount, ...] = ()
 
     def close(self) -> None:
         """Let go of it; idempotent."""
         self._mounts = ()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._lock.close()
 
     def __del__(self) -> None:  # Ctrl-C on its way to whoever was to close it
         self.close()
@@ -129,17 +127,15 @@ class Layers:
         with _as_setup_error(self.path), self._shared():
             if not os.path.isdir(self._place(chain_id)):
                 return None
-            fd = self._lock(str(chain_id))
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH)  # at once: only a prune has it otherwise
+            with ExitStack() as unused:
+                lock = unused.enter_context(self._lock(str(chain_id)))
+                lock.take(shared=True)  # at once: only a prune has it otherwise
                 lowers, mounts = self._lowers(chain_id)
-                if lowers:
-                    return Held(chain_id, lowers, fd, mounts)
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
-            return None
+                if not lowers:
+                    return None
+                held = Held(chain_id, lowers, lock, mounts)
+                unused.pop_all()
+                return held
 
     def ensure(
         self,
@@ -159,15 +155,13 @@ class Layers:
             if held is not None:
                 return held
             with _as_setup_error(self.path):
-                fd = self._lock(f"{chain_id}.make")
-            try:
+                lock = self._lock(f"{chain_id}.make")
+            with lock:
                 with _as_setup_error(self.path):
-                    fcntl.flock(fd, fcntl.LOCK_EX)
-                    if not os.fstat(fd).st_nlink or self._lower(chain_id):
+                    lock.take()
+                    if not os.fstat(lock.fileno()).st_nlink or self._lower(chain_id):
                         continue  # the lock was removed meanwhile, or the layer made
                 self._make(chain_id, parent, diff_id, open_layer)
-            finally:
-                os.close(fd)
 
     def prune(self, keep: Collection[Digest]) -> list[Digest]:
         """Remove the layers that neither `keep` names nor anybody uses, nor lie below such; return them.
@@ -199,16 +193,11 @@ class Layers:
     def _unlocked(self, name: str) -> bool:
         """Whether nobody has this lock. That of a layer in use can't be taken anew meanwhile."""
         try:
-            fd = os.open(f"{self.path}/locks/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lock = Lock(f"{self.path}/locks/{name}")
         except FileNotFoundError:
             return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+        with lock:
+            return lock.try_alone()
 
     def chain_ids(self) -> list[Digest]:
         """The layers that are there."""
@@ -360,30 +349,26 @@ class Layers:
     def _place(self, chain_id: Digest) -> str:
         return f"{self._places}/{chain_id}"
 
-    def _lock(self, name: str) -> int:
-        path = f"{self.path}/locks/{name}"
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _lock(self, name: str) -> Lock:
+        return Lock(f"{self.path}/locks/{name}", make=True)
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[None]:
         """Nothing is removed meanwhile."""
-        with self._locked(fcntl.LOCK_SH):
+        with self._locked(shared=True):
             yield
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Nobody takes a layer meanwhile."""
-        with self._locked(fcntl.LOCK_EX):
+        with self._locked(shared=False):
             yield
 
     @contextlib.contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, how)
+    def _locked(self, *, shared: bool) -> Iterator[None]:
+        with Lock(f"{self.path}/lock", make=True) as lock:
+            lock.take(shared=shared)
             yield
-        finally:
-            os.close(fd)
 
 
 @contextlib.contextmanager
