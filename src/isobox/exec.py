@@ -9,12 +9,13 @@ from subprocess import DEVNULL, PIPE
 from typing import Any, Final
 
 from . import _native
+from .communicating import encode_input
 from .control import too_long
 from .errors import ExecError, IsoboxError, SpecError
 from .hints import hint
 from .interrupts import Undisturbed
 from .options import PROGRAM_NAMES
-from .process import Process, encode_input
+from .process import Process
 from .programs import Programs
 from .spec import Args, ExecSpec
 from .streams import Streams, connect, terminal, widen

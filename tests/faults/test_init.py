@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import isobox
-from isobox import _native, control, process
+from isobox import _native, control, ending, process
 from leftovers import close_shared, descendants, nothing_left
 from patience import patient
 
@@ -45,7 +45,7 @@ def use(way: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "INIT_PROGRAM", str(program))
     monkeypatch.setattr(control, "REPLY_TIMEOUT_MS", 50)
     monkeypatch.setattr(process, "_START_SECONDS", 0.2)
-    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(ending, "_END_SECONDS", 0.2)
     close_shared()
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import isobox
-from isobox import _native, control, process
+from isobox import _native, control, ending
 from isobox.control import Control
 from leftovers import nothing_left
 from patience import patient
@@ -418,7 +418,7 @@ def status_of_next_exec_says(said: bytes, monkeypatch: pytest.MonkeyPatch) -> No
             os.write(fds[0], said)
 
     monkeypatch.setattr(Control, "exec", exec_)
-    monkeypatch.setattr(process, "_GONE_SECONDS", 0.2)  # the container isn't going at all
+    monkeypatch.setattr(ending, "_GONE_SECONDS", 0.2)  # the container isn't going at all
 
 
 def test_an_exec_starts_once() -> None:
