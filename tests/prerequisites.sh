@@ -39,6 +39,7 @@ test)
     command -v skopeo >/dev/null 2>&1 || need skopeo
     command -v umoci >/dev/null 2>&1 || need umoci
     command -v podman >/dev/null 2>&1 || need podman
+    command -v mmdebstrap >/dev/null 2>&1 || need mmdebstrap
     command -v fsck.erofs >/dev/null 2>&1 || need erofs-utils
     command -v docker-registry >/dev/null 2>&1 || need docker-registry
     command -v htpasswd >/dev/null 2>&1 || need apache2-utils

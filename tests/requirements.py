@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from typing import NoReturn
 
 import pytest
 
@@ -50,10 +51,12 @@ def lacking(name: str) -> str:
 
 def program(name: str) -> str:
     """Return the path of a program that a test runs; without it, the test is skipped, or fails as above."""
-    found = shutil.which(name)
-    if found is not None:
-        return found
+    return shutil.which(name) or refuse(name, f"there is no {name} here")
+
+
+def refuse(name: str, reason: str) -> NoReturn:
+    """Skip the test for want of `name`, which is no feature of the host; or fail it, as above."""
     may_lack = os.environ.get("ISOBOX_MAY_LACK", "").split(",")
     if os.environ.get("ISOBOX_MUST_WORK") == "1" and name not in may_lack:
-        pytest.fail(f"there is no {name} here (and ISOBOX_MUST_WORK=1)", pytrace=False)
-    pytest.skip(f"no {name} here")
+        pytest.fail(f"{reason} (and ISOBOX_MUST_WORK=1)", pytrace=False)
+    pytest.skip(reason)

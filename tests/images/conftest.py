@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from isobox.shared import shared
+from others import Podman
+from programs import ROOT
 from registry import Registry, running_registry
+from requirements import obstacle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,3 +34,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """One for all tests: anybody may do anything, over HTTP. Each test has names of its own in it."""
     with running_registry(tmp_path_factory.mktemp("registry")) as running:
         yield running
+
+
+@pytest.fixture
+def podman() -> Iterator[Podman]:
+    if not ROOT and (reason := obstacle(["newuidmap", "id_ranges"])):
+        pytest.skip(f"podman unpacks images with a range of ids only: {reason}")
+    made = Podman()
+    try:
+        yield made
+    finally:
+        made.close()

@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,78 +27,15 @@ from isobox.images.documents.platform import Platform
 from isobox.images.documents.reference import Reference
 from isobox.images.layers.layer import unpack_layer
 from made import archive, base, upper
-from patience import patient
+from others import Podman, by_umoci, run
 from programs import ROOT, sh
-from requirements import obstacle, program
+from requirements import program
 from shapes import STACK, compared, dated, merged, shaped
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay", "host_folders")
 
-LISTING = str(Path(__file__).parents[1] / "listing.py")
 RUN = {"Cmd": ["/bin/sh"], "Env": ["A=b"], "Labels": {"a": "b"}}
 DEVICE = "null"
-
-
-def run(*args: str, cwd: Path | None = None, **environment: str) -> str:
-    done = subprocess.run(
-        args, capture_output=True, text=True, timeout=patient(120), cwd=cwd, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-class Podman:
-    """podman with a storage of its own, and nothing of it left when it is closed."""
-
-    def __init__(self) -> None:
-        self._program = program("podman")
-        place = Path(tempfile.mkdtemp(prefix="isobox-podman-", dir="/tmp"))  # it takes no longer paths
-        self._place = place
-        self._environment = {
-            "HOME": str(place / "home"),
-            "XDG_RUNTIME_DIR": str(place / "run"),
-            "TMPDIR": str(place),
-        }
-        self._mapped = not ROOT
-        for name in ("home", "run"):
-            (place / name).mkdir(parents=True)
-
-    def __call__(self, *args: str) -> str:
-        return run(*self._command(*args), **self._environment)
-
-    def _command(self, *args: str) -> list[str]:
-        place = self._place
-        options = [f"--root={place}/root", f"--runroot={place}/runroot", f"--tmpdir={place}/tmp"]
-        fixed = ["--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none"]
-        return [self._program, *options, *fixed, *args]
-
-    def inside(self, script: str, *args: str) -> str:
-        """What a shell script says where podman's files have their owners; ``$podman`` is podman there."""
-        command = ["sh", "-euc", f'podman="{" ".join(self._command())}"; {script}', "sh", *args]
-        return run(*(self._command("unshare", *command) if self._mapped else command), **self._environment)
-
-    def tree(self, name: str) -> dict[str, dict[str, Any]]:
-        """The image, file by file."""
-        script = 'top=$($podman image mount "$1"); "$2" "$3" "$top"; $podman image umount "$1" >/dev/null'
-        found: dict[str, dict[str, Any]] = json.loads(self.inside(script, name, sys.executable, LISTING))
-        return found
-
-    def close(self) -> None:
-        self.inside('rm -rf "$1"', f"{self._place}/root")
-        if self._mapped:
-            self("system", "migrate")  # which ends the process that keeps its user namespace
-        shutil.rmtree(self._place)
-
-
-@pytest.fixture
-def podman() -> Iterator[Podman]:
-    if not ROOT and (reason := obstacle(["newuidmap", "id_ranges"])):
-        pytest.skip(f"podman unpacks images with a range of ids only: {reason}")
-    made = Podman()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def sparse(tmp_path: Path) -> bytes:
@@ -210,15 +146,6 @@ def same(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]) -> 
     for found in (ours, theirs):
         found.pop(".")  # no layer says anything of it
     assert compared(ours, folders=False) == compared(theirs, folders=False)
-
-
-def by_umoci(folder: Path, name: str, place: Path) -> dict[str, dict[str, Any]]:
-    rootless = [] if ROOT else ["--rootless"]
-    image = ["--image", f"{folder}:{name}"]
-    run(program("umoci"), "--log=error", "unpack", *rootless, *image, str(place))
-    done = run(sys.executable, LISTING, str(place / "rootfs"))
-    found: dict[str, dict[str, Any]] = json.loads(done)
-    return found
 
 
 class TestOursInTheirHands:
