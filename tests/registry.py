@@ -29,6 +29,7 @@ class Registry:
         starter: ThreadPoolExecutor,
         *,
         tls: bool,
+        clients: bool,
         tokens: TokenServer | None,
         options: Mapping[str, object],
     ) -> None:
@@ -37,6 +38,7 @@ class Registry:
         self.log = directory / "log"
         self.ca = directory / "ca.pem" if tls else None
         """What its certificate is to be verified with; None without `tls`."""
+        self._clients = clients
         self.tokens = tokens
         """The server of its tokens; None where it wants none."""
         self._directory = directory
@@ -111,6 +113,7 @@ class Registry:
             http["tls"] = {
                 "certificate": str(self._directory / "cert.pem"),
                 "key": str(self._directory / "key.pem"),
+                **({"clientcas": [str(self.ca)]} if self._clients else {}),
             }
         config: dict[str, object] = {
             "version": "0.1",
@@ -147,13 +150,16 @@ def running_registry(
     *,
     users: Mapping[str, str] | None = None,
     tls: bool = False,
+    clients: bool = False,
     tokens: bool = False,
     **http: object,
 ) -> Iterator[Registry]:
     """Run a registry whose files are below `directory`, which is made; it takes deletions.
 
     `users` are names and passwords: asked for directly, or by the server of `tokens`, which gives everybody a
-    token where there are none. `http` are options of docker-registry's "http" section (relativeurls=True).
+    token where there are none. With `clients` (and `tls`) it takes those alone who have a certificate: its
+    folder has client.cert and client.key. `http` are options of docker-registry's "http" section
+    (relativeurls=True).
     """
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -164,14 +170,14 @@ def running_registry(
             lines = [_run("htpasswd", "-inB", "-C4", name, input=word) for name, word in users.items()]
             (directory / "htpasswd").write_text("".join(lines))
         starter = stack.enter_context(ThreadPoolExecutor(1, initializer=_leave_signals))
-        registry = Registry(directory, starter, tls=tls, tokens=server, options=http)
+        registry = Registry(directory, starter, tls=tls, clients=clients, tokens=server, options=http)
         stack.callback(registry.kill)
         registry.start()
         yield registry
 
 
 def make_certificate(directory: Path) -> None:
-    """Write ca.pem, and cert.pem with key.pem for 127.0.0.1 and localhost that it has signed."""
+    """Write ca.pem, and what it has signed, for 127.0.0.1 and localhost: cert.pem, and client.cert."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
@@ -189,22 +195,33 @@ def make_certificate(directory: Path) -> None:
         "-out",
         str(ca),
     )
-    (directory / "ext").write_text(f"{names}\nbasicConstraints=CA:FALSE\nauthorityKeyIdentifier=keyid\n")
-    request, own_key = directory / "request.pem", directory / "key.pem"
-    _run("openssl", "req", *key[:-2], "-subj", "/CN=localhost", "-keyout", str(own_key), "-out", str(request))
-    signer = ["-CA", str(ca), "-CAkey", str(ca_key), "-CAcreateserial", "-days", "2"]
-    _run(
-        "openssl",
-        "x509",
-        "-req",
-        "-in",
-        str(request),
-        *signer,
-        "-extfile",
-        str(directory / "ext"),
-        "-out",
-        str(directory / "cert.pem"),
-    )
+    for certificate, own_key in (("cert.pem", "key.pem"), ("client.cert", "client.key")):
+        (directory / "ext").write_text(f"{names}\nbasicConstraints=CA:FALSE\nauthorityKeyIdentifier=keyid\n")
+        request = directory / "request.pem"
+        _run(
+            "openssl",
+            "req",
+            *key[:-2],
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            str(directory / own_key),
+            "-out",
+            str(request),
+        )
+        signer = ["-CA", str(ca), "-CAkey", str(ca_key), "-CAcreateserial", "-days", "2"]
+        _run(
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            str(request),
+            *signer,
+            "-extfile",
+            str(directory / "ext"),
+            "-out",
+            str(directory / certificate),
+        )
 
 
 def push_with_skopeo(

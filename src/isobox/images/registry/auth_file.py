@@ -18,7 +18,7 @@ from isobox.errors import ImageError, printable
 
 from ..documents.fields import MOST_BYTES, Fields
 
-__all__ = ["AuthFile"]
+__all__ = ["AuthFile", "read_file"]
 
 _NULL: Final = os.makedev(1, 3)  # /dev/null, for who wants none
 
@@ -39,7 +39,7 @@ class AuthFile:
     def read(cls, path: str, *, required: bool = True) -> Self:
         """Read it; raises `ImageError`. Not `required`: one that this user may not look at is missing."""
         try:
-            data = _bytes(path)
+            data = read_file(path)
         except (FileNotFoundError, NotADirectoryError):
             return cls(path, {})
         except OSError as error:
@@ -134,7 +134,7 @@ class AuthFile:
             os.fsync(file.fileno())
 
 
-def _bytes(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """The content of a regular file, one byte more than it may have at most. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not hang us
     with os.fdopen(fd, "rb") as file:

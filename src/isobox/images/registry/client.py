@@ -18,6 +18,7 @@ from isobox.errors import ImageError, RegistryError, shown
 from ..documents.fields import Fields
 from ..documents.reference import DEFAULT_REGISTRY
 from .authorization import MOST_TOKEN, Authorization, is_loopback, parse_challenges
+from .certificates import tls_context
 from .credentials import Credential
 from .wire import Body, Patience, Response, Wire, bare, split
 
@@ -34,12 +35,13 @@ _AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 class Client:
     """Talks to one registry, a host with an optional port as `Reference.registry` has it.
 
-    Over https, verified with the system's certificates (or those that SSL_CERT_FILE and SSL_CERT_DIR name).
+    Over https, verified with the system's certificates (or those that SSL_CERT_FILE and SSL_CERT_DIR name)
+    and those of the registry's own folder, where a client certificate may be too: see `certificates`.
     A registry on this machine (localhost, 127.0.0.0/8, ::1) may speak plain http. `insecure`: any may, and
     its certificate isn't looked at: https is tried first. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are obeyed.
 
-    `credential` is sent to the registry and the token server that it names, and to nobody else. Safe to use
-    from any thread; a context manager that closes all connections.
+    `credential` is sent to the registry and the token server that it names, and to nobody else; so is the
+    client certificate. Safe to use from any thread; a context manager that closes all connections.
     """
 
     def __init__(
@@ -59,7 +61,11 @@ class Client:
         self._authorization = Authorization(registry, credential, self._ask_token, insecure=insecure)
         self._mutex = threading.Lock()
         self._origin: str | None = None
-        self._wire = Wire(insecure=insecure, patience=self._patience)
+        self._wire = Wire(
+            insecure=insecure,
+            patience=self._patience,
+            tls=lambda identified: tls_context(registry, insecure=insecure, identified=identified),
+        )
 
     # Requests
 
@@ -179,7 +185,8 @@ class Client:
             sent = dict(headers)
             if authorization is not None and _same_origin(url, start):
                 sent["Authorization"] = authorization
-            response = self._wire.send(method, url, sent, body, what)
+            known = split(url).hostname == split(self._find_origin()).hostname
+            response = self._wire.send(method, url, sent, body, what, identified=known)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 return response
@@ -205,7 +212,7 @@ class Client:
     ) -> tuple[int, bytes]:
         """What `Authorization` asks token servers with; no redirects, which would carry logins elsewhere."""
         what = f"registry {self.registry}: its token server"
-        with self._wire.send(method, url, dict(headers), body, what) as response:
+        with self._wire.send(method, url, dict(headers), body, what, identified=True) as response:
             return response.status, response.read_all(MOST_TOKEN) if response.status == 200 else b""
 
     def _problem(self, response: Response, what: str) -> RegistryError:
@@ -245,9 +252,9 @@ class Client:
         for origin in tried:
             try:
                 what = f"registry {self.registry}"
-                with self._wire.send("GET", f"{origin}v2/", {}, None, what) as response:
+                with self._wire.send("GET", f"{origin}v2/", {}, None, what, identified=True) as response:
                     # A server of TLS answers 400 to plain text.
-                    if response.status != 400 or origin == tried[-1]:
+                    if response.status != 400 or (origin == tried[-1] and problem is None):
                         return origin
             except RegistryError as error:
                 if problem is None or not error.transient:

@@ -31,6 +31,7 @@ Body = bytes | Callable[[], AbstractContextManager[Readable]] | None
 """What a request sends. A callable opens it anew for each time that it is sent."""
 
 _AGENT: Final = "isobox"
+_FOLDER: Final = "~/.config/containers/certs.d/HOST:PORT, named as the registry is in images' names"
 
 
 @frozen
@@ -106,28 +107,42 @@ class Response:
 class Wire:
     """The connections of one client; safe to use from any thread.
 
-    `insecure`: certificates aren't looked at.
+    `insecure`: certificates aren't looked at. `tls` makes the context of connections to those who may know
+    who we are, and to others. What it raises, `send` does.
     """
 
-    def __init__(self, *, insecure: bool, patience: Patience) -> None:
+    def __init__(self, *, insecure: bool, patience: Patience, tls: Callable[[bool], ssl.SSLContext]) -> None:
         self.answered = False
         """Whether anything has ever answered."""
         self._insecure = insecure
+        self._tls = tls
         self._patience = patience
         self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._open: set[Response] = set()
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], body: Body, what: str) -> Response:
-        """Send a request as it is, and return the answer as it is; `what` names it in a `RegistryError`."""
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body,
+        what: str,
+        *,
+        identified: bool = False,
+    ) -> Response:
+        """Send a request as it is, and return the answer as it is; `what` names it in a `RegistryError`.
+
+        `identified`: with our certificate, where there is one.
+        """
         self.check(what)
         sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
         with ExitStack() as stack:
             data: Any = stack.enter_context(body()) if callable(body) else body
             with _as_registry_error(what):
-                raw = self._pool(url).request(
+                raw = self._pool(url, identified).request(
                     method,
                     url,
                     body=data,
@@ -175,27 +190,24 @@ class Wire:
                 pool.pools[key].close()  # which clear() leaves to the garbage collector
             pool.clear()
 
-    def _pool(self, url: str) -> urllib3.PoolManager:
+    def _pool(self, url: str, identified: bool) -> urllib3.PoolManager:
         parts = split(url)
         proxy = _proxy(parts)
-        key = proxy or ""
+        key = proxy or "", identified
         with self._mutex:
             pool = self._pools.get(key)
             if pool is None:
-                pool = self._pools[key] = self._make_pool(proxy)
+                pool = self._pools[key] = self._make_pool(proxy, identified)
             return pool
 
-    def _make_pool(self, proxy: str | None) -> urllib3.PoolManager:
-        context = ssl.create_default_context()
+    def _make_pool(self, proxy: str | None, identified: bool) -> urllib3.PoolManager:
         given: dict[str, Any] = {
             "num_pools": 10,
             "maxsize": 8,
             "timeout": urllib3.Timeout(connect=self._patience.connect, read=self._patience.silence),
-            "ssl_context": context,
+            "ssl_context": self._tls(identified),
         }
         if self._insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
             given["assert_hostname"] = False
         pool = urllib3.PoolManager(**given) if proxy is None else urllib3.ProxyManager(proxy, **given)
         pool.pool_classes_by_scheme = self._pool_classes()
@@ -273,10 +285,15 @@ def _reason(error: Exception) -> tuple[str, bool]:
     if isinstance(error, exceptions.NameResolutionError):
         return "there is no host of that name, or the name service does not answer", True
     if isinstance(error, (exceptions.SSLError, ssl.SSLError)):
+        if "ALERT" in str(error) and ("CERTIFICATE" in str(error) or "UNKNOWN_CA" in str(error)):
+            return (
+                "it wants a client certificate, or refuses the one that it gets. Put one for it, "
+                f"NAME.cert with NAME.key, into {_FOLDER}"
+            ), False
         if "CERTIFICATE" in str(error):
             return (
-                "its certificate can't be verified. Add its authority to the system's certificates, or name "
-                "a file with it in SSL_CERT_FILE"
+                "its certificate can't be verified. Add its authority to the system's certificates, or put "
+                f"it as NAME.crt into {_FOLDER}, or name a file with it in SSL_CERT_FILE"
             ), False
         return "TLS with it failed: it may speak plain http, for which insecure is needed", False
     if isinstance(error, exceptions.NewConnectionError):
