@@ -17,7 +17,8 @@ from setuptools import Command, setup
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/isobox/_native")
-INIT_SOURCES = ["init.c", "ops.c", "remount.c", "landlock.c", "copy.c"]
+INIT_PARTS = "init messages execs clones paths ops mounts places process program copy remount landlock memory"
+INIT_SOURCES = [f"{name}.c" for name in INIT_PARTS.split()]
 INIT_FLAGS = (
     "-Os -std=gnu11 -Wall -Wextra -Werror -ffreestanding -nostdlib -static -fno-stack-protector "
     "-fno-pie -no-pie -fno-asynchronous-unwind-tables"

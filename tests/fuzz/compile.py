@@ -13,9 +13,11 @@ FLAGS = (
 ).split()
 
 TARGETS = {
-    "mountinfo": ("copy.c", "landlock.c", "ops.c"),
+    "mountinfo": ("memory.c",),
     "replies": (),
-    "requests": ("copy.c", "landlock.c", "ops.c", "remount.c"),
+    "requests": tuple(
+        f"{name}.c" for name in "ops mounts places process program remount landlock memory".split()
+    ),
 }
 """The targets in C, and what is compiled with them: isobox-init's parts, without its system calls."""
 

@@ -25,7 +25,7 @@ long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg);
     ((void)(cgroup_fd), (void)(stack), kernel_clone(flags, entry, arg))
 #define isobox_close_from(first, spared) kernel(__NR_close_range, first, ~0U, spared, 0, 0, 0)
 
-/* ops.c has its own, which the sanitizers look into this way; init.c has its own _start. */
+/* memory.c has its own, which the sanitizers look into this way; init.c has its own _start. */
 #define memcpy isobox_memcpy
 #define memset isobox_memset
 #define __asm__(code) _Static_assert(1, "")

@@ -44,7 +44,7 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
     case __NR_statx: {
         struct isobox_statx *about = (void *)e;
         memset(about, 0, sizeof *about);
-        about->mask = answer == 1 ? 0 : MOUNT_ID;
+        about->mask = answer == 1 ? 0 : STATX_MNT_ID;
         about->mount_id = a == 5 ? 20 : answer; /* 5 is the tree */
         return failed;
     }

@@ -5,12 +5,18 @@
  * the thread that are cloned, at once and until they end or wait. */
 #include "init.c"
 
+#include "clones.c"
+#include "copy.c"
+#include "execs.c"
+#include "messages.c"
+#include "paths.c"
+
 #include "input.h"
 
 #include <asm/statfs.h>
 #include <sanitizer/asan_interface.h>
 
-enum { STATX_SIZE = 256, O_CREAT_ = 0100, FSCONFIG_STRING_ = 1, FILES = 1024, MAPS = 8, CHILDREN = 256 };
+enum { FILES = 1024, MAPS = 8, CHILDREN = 256 };
 
 static jmp_buf over, child_over, thread_over;
 static int orderly; /* it was done with the last message */
@@ -54,7 +60,7 @@ static const uint8_t *take(size_t size)
     return at;
 }
 
-static long receive_message(struct msghdr_ *header)
+static long receive_message(struct isobox_msghdr *header)
 {
     const uint8_t *head = take(3);
     orderly = !head || !(head[0] | head[1] | head[2]);
@@ -65,24 +71,25 @@ static long receive_message(struct msghdr_ *header)
         size = input_size;
     const uint8_t *data = take(size);
     unsigned int count = head[0] % (ISOBOX_FDS_MAX + 20), room = (unsigned int)(header->controllen - 16) / sizeof(int);
-    struct cmsghdr_ *control_head = header->control;
+    struct isobox_cmsghdr *control_head = header->control;
     header->flags = 0;
     if (count > room)
-        count = room, header->flags |= MSG_CTRUNC_;
-    if (size > header->iov->size)
-        size = header->iov->size, header->flags |= MSG_TRUNC_;
-    ASAN_UNPOISON_MEMORY_REGION(message, sizeof message);
-    memcpy(header->iov->base, data, size);
-    ASAN_POISON_MEMORY_REGION(message + size, sizeof message - size); /* what is there is of another message */
+        count = room, header->flags |= MSG_CTRUNC;
+    if (size > header->iov->iov_len)
+        size = header->iov->iov_len, header->flags |= MSG_TRUNC;
+    ASAN_UNPOISON_MEMORY_REGION(isobox_message, sizeof isobox_message);
+    memcpy(header->iov->iov_base, data, size);
+    /* What is behind it is of another message. */
+    ASAN_POISON_MEMORY_REGION(isobox_message + size, sizeof isobox_message - size);
     header->controllen = 0;
     if (count) {
         int *fds = (int *)(control_head + 1);
         for (unsigned int i = 0; i < count; i++)
             if ((fds[i] = (int)new_file()) < 0)
-                count = i, header->flags |= MSG_CTRUNC_;
+                count = i, header->flags |= MSG_CTRUNC;
         control_head->len = sizeof *control_head + count * sizeof(int);
-        control_head->level = SOL_SOCKET_;
-        control_head->type = SCM_RIGHTS_;
+        control_head->level = SOL_SOCKET;
+        control_head->type = SCM_RIGHTS;
         header->controllen = control_head->len;
     }
     pending = input;
@@ -93,7 +100,7 @@ static long receive_message(struct msghdr_ *header)
 static long add_child(void)
 {
     if (now_.count == CHILDREN)
-        return -EAGAIN_;
+        return -EAGAIN;
     now_.child[now_.count++] = (int)++now_.next_pid;
     return now_.next_pid;
 }
@@ -103,11 +110,11 @@ long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg)
     unsigned int answer = decide();
     if (answer > 0xc0)
         return -(long)(answer - 0xc0);
-    if (flags & 0x10000 /* CLONE_THREAD */) {
+    if (flags & CLONE_THREAD) {
         now_.thread = entry;
         return ++now_.next_pid;
     }
-    if (flags & CLONE_VFORK_) {
+    if (flags & CLONE_VFORK) {
         memcpy(now_.before, now_.open, sizeof now_.open);
         now_.in_child++;
         if (!setjmp(child_over))
@@ -179,18 +186,18 @@ static void __attribute__((noreturn)) end(void)
 static void creates(long directory, long path)
 {
     touch_text(path);
-    if (directory == AT_FDCWD_ && now_.left_root)
+    if (directory == AT_FDCWD && now_.left_root)
         wrong("made on the host what belongs below the new root");
 }
 
-static long check_message(const struct msghdr_ *header)
+static long check_message(const struct isobox_msghdr *header)
 {
-    const struct cmsghdr_ *ancillary = header->control;
-    touch(header->iov->base, header->iov->size);
+    const struct isobox_cmsghdr *ancillary = header->control;
+    touch(header->iov->iov_base, header->iov->iov_len);
     touch(ancillary, header->controllen);
-    if (ancillary && ancillary->type == SCM_RIGHTS_ && !now_.open[*(const int *)(ancillary + 1)])
+    if (ancillary && ancillary->type == SCM_RIGHTS && !now_.open[*(const int *)(ancillary + 1)])
         wrong("sent a descriptor that is not open");
-    return (long)header->iov->size;
+    return (long)header->iov->iov_len;
 }
 
 static long check_strings(long at)
@@ -204,7 +211,7 @@ static long check_strings(long at)
     }
 }
 
-static long poll_(struct pollfd_ *watched, long count)
+static long poll_(struct pollfd *watched, long count)
 {
     if (count != 3)
         longjmp(over, 1);
@@ -238,9 +245,9 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
     case __NR_rt_sigprocmask:
     case __NR_rt_sigaction: return 0;
     case __NR_futex:
-        if (b == FUTEX_WAIT_PRIVATE_ && now_.in_thread)
+        if (b == FUTEX_WAIT_PRIVATE && now_.in_thread)
             longjmp(thread_over, 1);
-        if (b == FUTEX_WAIT_PRIVATE_)
+        if (b == FUTEX_WAIT_PRIVATE)
             run_thread();
         return 0;
     default: break;
@@ -256,7 +263,7 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
         now_.left_root = failed != 0;
         return failed ? failed : new_file();
     case __NR_openat:
-        now_.left_root = left_root && c & O_CREAT_;
+        now_.left_root = left_root && c & O_CREAT;
         creates(a, b);
         return failed ? failed : new_file();
     case __NR_mkdirat:
@@ -279,10 +286,10 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
     case __NR_fsmount:
     case __NR_pidfd_open:
     case __NR_socket: return failed ? failed : new_file();
-    case __NR_fcntl: return failed ? failed : b == 1030 /* F_DUPFD_CLOEXEC */ ? new_file() : 0;
+    case __NR_fcntl: return failed ? failed : b == F_DUPFD_CLOEXEC ? new_file() : 0;
     case __NR_fsconfig:
         touch_text(c);
-        if (b == FSCONFIG_STRING_)
+        if (b == FSCONFIG_SET_STRING)
             touch_text(d);
         return failed;
     case __NR_mount:
@@ -319,10 +326,10 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
     }
     case __NR_capget: return memset((void *)b, (int)answer, 24), failed;
     case __NR_statx:
-        memset((void *)e, (int)answer, STATX_SIZE);
+        memset((void *)e, (int)answer, sizeof(struct statx));
         return failed;
     case __NR_fstatfs: return memset((void *)b, (int)answer, sizeof(struct statfs)), failed;
-    case __NR_mmap: return failed ? failed : map((size_t)b, d & MAP_ANONYMOUS_ ? -1 : e);
+    case __NR_mmap: return failed ? failed : map((size_t)b, d & MAP_ANONYMOUS ? -1 : e);
     default: return failed;
     }
 }
@@ -337,7 +344,9 @@ static void reset(void)
     new_root = -1;
     own_pids = -1;
     isobox_ruleset = -1;
-    received_count = 0;
+    isobox_kept = -1;
+    links = -1;
+    isobox_received_count = 0;
     isobox_base_count = 0;
 }
 
@@ -351,6 +360,10 @@ static void check_files(void)
         close_file(new_root);
     if (isobox_ruleset >= 0)
         close_file(isobox_ruleset);
+    if (isobox_kept >= 0)
+        close_file(isobox_kept);
+    if (links >= 0)
+        close_file(links);
     for (unsigned int i = 0; i < isobox_base_count; i++)
         close_file(isobox_bases[i]);
     for (int i = 0; i < slots_used; i++) {

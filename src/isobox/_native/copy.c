@@ -5,48 +5,9 @@
  * followed, and what vanishes is left out. Nobody else reaches the copy before it is whole. */
 #include "ops.h"
 
-#include <linux/stat.h>
-
 enum {
-    ENOENT_ = 2,
-    ENXIO_ = 6,
-    ENOMEM_ = 12,
-    EEXIST_ = 17,
-    EXDEV_ = 18,
-    ENOTDIR_ = 20,
-    EINVAL_ = 22,
-    ENAMETOOLONG_ = 36,
-    ENOSYS_ = 38,
-    ENOTEMPTY_ = 39,
-    ELOOP_ = 40,
-    ENODATA_ = 61,
-    EOPNOTSUPP_ = 95,
-    EPERM_ = 1,
-    O_WRONLY_ = 1,
-    O_CREAT_ = 0100,
-    O_EXCL_ = 0200,
-    O_NOCTTY_ = 0400,
-    O_NONBLOCK_ = 04000,
-    O_NOATIME_ = 01000000,
-    O_CLOEXEC_ = 02000000,
-#if defined(__aarch64__)
-    O_DIRECTORY_ = 040000,
-    O_NOFOLLOW_ = 0100000,
-#else
-    O_DIRECTORY_ = 0200000,
-    O_NOFOLLOW_ = 0400000,
-#endif
-    O_OUT_ = O_WRONLY_ | O_CREAT_ | O_EXCL_ | O_NOFOLLOW_ | O_CLOEXEC_,
-    O_FOLDER_ = O_DIRECTORY_ | O_NOFOLLOW_ | O_CLOEXEC_,
-    AT_FDCWD_ = -100,
-    AT_SYMLINK_NOFOLLOW_ = 0x100,
-    AT_REMOVEDIR_ = 0x200,
-    AT_EMPTY_PATH_ = 0x1000,
-    SEEK_SET_ = 0,
-    SEEK_DATA_ = 3,
-    SEEK_HOLE_ = 4,
-    PROT_RW_ = 3,
-    MAP_ANONYMOUS_PRIVATE_ = 0x22,
+    O_OUT = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+    O_FOLDER = O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
     DEEPEST = 1000, /* directories in each other; two descriptors for each */
     ATTRIBUTE_ROOM = 65536, /* XATTR_LIST_MAX and XATTR_SIZE_MAX */
     ENTRIES_ROOM = 4096,
@@ -97,7 +58,7 @@ static int is_of_the_mount(const char *name, int like)
 static long copy_attributes(struct room *room, int from, int to, int like)
 {
     long size = SYS3(__NR_flistxattr, from, room->names, ATTRIBUTE_ROOM);
-    if (size == -EOPNOTSUPP_)
+    if (size == -EOPNOTSUPP)
         return 0;
     if (size < 0)
         return size;
@@ -110,13 +71,13 @@ static long copy_attributes(struct room *room, int from, int to, int like)
         if (is_of_the_mount(name, like))
             continue;
         long length = SYS4(__NR_fgetxattr, from, name, room->value, ATTRIBUTE_ROOM);
-        if (length == -ENODATA_)
+        if (length == -ENODATA)
             continue;
         if (length < 0)
             return length;
         long failed = SYS5(__NR_fsetxattr, to, name, room->value, length, 0);
         /* Labels of a security module are its own to give. */
-        if ((failed == -EPERM_ || failed == -EOPNOTSUPP_) && begins(name, "security.") &&
+        if ((failed == -EPERM || failed == -EOPNOTSUPP) && begins(name, "security.") &&
             !same(name, "security.capability"))
             failed = 0;
         if (failed)
@@ -149,7 +110,7 @@ static long give(struct room *room, int from, int to, const struct statx *status
 
 static long stat_of(int fd, struct statx *status)
 {
-    return SYS5(__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, status);
+    return SYS5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, status);
 }
 
 static long move(int from, int to, uint64_t at, uint64_t size)
@@ -157,12 +118,12 @@ static long move(int from, int to, uint64_t at, uint64_t size)
     long long in = (long long)at, out = in;
     if (!no_range) {
         long moved = SYS6(__NR_copy_file_range, from, &in, to, &out, size, 0);
-        if (moved != -EXDEV_ && moved != -EINVAL_ && moved != -EOPNOTSUPP_ && moved != -ENOSYS_ && moved != -EPERM_)
+        if (moved != -EXDEV && moved != -EINVAL && moved != -EOPNOTSUPP && moved != -ENOSYS && moved != -EPERM)
             return moved;
         no_range = 1;
         in = (long long)at;
     }
-    long failed = SYS3(__NR_lseek, to, at, SEEK_SET_);
+    long failed = SYS3(__NR_lseek, to, at, SEEK_SET);
     return failed < 0 ? failed : SYS4(__NR_sendfile, to, from, &in, size);
 }
 
@@ -170,13 +131,13 @@ static long copy_data(int from, int to, uint64_t size)
 {
     uint64_t at = 0;
     while (at < size) {
-        long start = SYS3(__NR_lseek, from, at, SEEK_DATA_);
-        if (start == -ENXIO_)
+        long start = SYS3(__NR_lseek, from, at, SEEK_DATA);
+        if (start == -ENXIO)
             break; /* a hole to the end */
         if (start < 0)
             return start;
-        long end = SYS3(__NR_lseek, from, start, SEEK_HOLE_);
-        if (end < 0 && end != -ENXIO_)
+        long end = SYS3(__NR_lseek, from, start, SEEK_HOLE);
+        if (end < 0 && end != -ENXIO)
             return end;
         at = end <= start ? (uint64_t)start + 1 : (uint64_t)end;
         for (uint64_t place = (uint64_t)start, to_place = at < size ? at : size; place < to_place;) {
@@ -194,21 +155,21 @@ static long copy_data(int from, int to, uint64_t size)
 /* What is no copy at all: it vanished, or is something else by now. */
 static int changed(long failed)
 {
-    return failed == -ENOENT_ || failed == -ENOTDIR_ || failed == -ELOOP_ || failed == -ENXIO_ || failed == -EEXIST_;
+    return failed == -ENOENT || failed == -ENOTDIR || failed == -ELOOP || failed == -ENXIO || failed == -EEXIST;
 }
 
 static long copy_file(struct room *room, const struct level *level, const char *name)
 {
     struct statx status;
     long from = SYS4(__NR_openat, level->from, name,
-                     O_NOFOLLOW_ | O_NONBLOCK_ | O_NOCTTY_ | O_NOATIME_ | O_CLOEXEC_, 0);
+                     O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_NOATIME | O_CLOEXEC, 0);
     if (from < 0)
         return from;
     long failed = stat_of((int)from, &status);
-    if (!failed && (status.stx_mode & 0170000) != 0100000)
-        failed = -ENOENT_;
+    if (!failed && (status.stx_mode & S_IFMT) != S_IFREG)
+        failed = -ENOENT;
     if (!failed) {
-        long to = SYS4(__NR_openat, level->to, name, O_OUT_, 0600);
+        long to = SYS4(__NR_openat, level->to, name, O_OUT, 0600);
         failed = to;
         if (to >= 0) {
             failed = copy_data((int)from, (int)to, status.stx_size);
@@ -225,14 +186,14 @@ static long copy_file(struct room *room, const struct level *level, const char *
 static long copy_node(struct room *room, const struct level *level, const char *name, const struct statx *status)
 {
     long times[4], failed;
-    unsigned int type = status->stx_mode & 0170000;
+    unsigned int type = status->stx_mode & S_IFMT;
     uint64_t major = status->stx_rdev_major, minor = status->stx_rdev_minor;
-    if (type == 0120000) {
+    if (type == S_IFLNK) {
         long size = SYS4(__NR_readlinkat, level->from, name, room->link, sizeof room->link);
         if (size < 0)
-            return size == -EINVAL_ ? -ENOENT_ : size;
+            return size == -EINVAL ? -ENOENT : size;
         if (size == (long)sizeof room->link)
-            return -ENAMETOOLONG_;
+            return -ENAMETOOLONG;
         room->link[size] = 0;
         failed = SYS3(__NR_symlinkat, room->link, level->to, name);
     } else {
@@ -240,12 +201,12 @@ static long copy_node(struct room *room, const struct level *level, const char *
         failed = SYS4(__NR_mknodat, level->to, name, type | (status->stx_mode & 07777), device);
     }
     if (!failed && (status->stx_uid || status->stx_gid)) {
-        failed = SYS5(__NR_fchownat, level->to, name, status->stx_uid, status->stx_gid, AT_SYMLINK_NOFOLLOW_);
-        if (!failed && type != 0120000)
+        failed = SYS5(__NR_fchownat, level->to, name, status->stx_uid, status->stx_gid, AT_SYMLINK_NOFOLLOW);
+        if (!failed && type != S_IFLNK)
             failed = SYS3(__NR_fchmodat, level->to, name, status->stx_mode & 07777);
     }
     times_of(status, times);
-    return failed ? failed : SYS4(__NR_utimensat, level->to, name, times, AT_SYMLINK_NOFOLLOW_);
+    return failed ? failed : SYS4(__NR_utimensat, level->to, name, times, AT_SYMLINK_NOFOLLOW);
 }
 
 static void number(uint64_t value, char text[17])
@@ -260,11 +221,11 @@ static long link_to(int top, const struct level *level, const char *name, const 
 {
     if (links < 0) {
         long failed = SYS3(__NR_mkdirat, top, LINKS, 0700);
-        if (failed && failed != -EEXIST_)
+        if (failed && failed != -EEXIST)
             return failed;
-        failed = SYS4(__NR_openat, top, LINKS, O_FOLDER_, 0);
+        failed = SYS4(__NR_openat, top, LINKS, O_FOLDER, 0);
         if (failed < 0)
-            return failed == -ENOENT_ ? -EINVAL_ : failed;
+            return failed == -ENOENT ? -EINVAL : failed;
         links = (int)failed;
     }
     return SYS5(__NR_linkat, links, inode, level->to, name, 0);
@@ -274,13 +235,13 @@ static long copy_entry(struct room *room, int top, const struct level *level, co
                        const struct statx *status)
 {
     char inode[17];
-    long failed = -ENOENT_;
+    long failed = -ENOENT;
     number(status->stx_ino, inode);
     if (status->stx_nlink > 1)
         failed = link_to(top, level, name, inode);
-    if (failed != -ENOENT_)
+    if (failed != -ENOENT)
         return failed;
-    if ((status->stx_mode & 0170000) == 0100000)
+    if ((status->stx_mode & S_IFMT) == S_IFREG)
         failed = copy_file(room, level, name);
     else
         failed = copy_node(room, level, name, status);
@@ -298,7 +259,7 @@ static long begin(long from, int to, const char *name, struct level *level)
     if (!failed)
         failed = SYS3(__NR_mkdirat, to, name, 0700);
     if (!failed) {
-        level->to = (int)SYS4(__NR_openat, to, name, O_FOLDER_, 0);
+        level->to = (int)SYS4(__NR_openat, to, name, O_FOLDER, 0);
         failed = level->to < 0 ? level->to : 0;
     }
     if (failed)
@@ -308,7 +269,7 @@ static long begin(long from, int to, const char *name, struct level *level)
 
 static long enter(int from, int to, const char *name, struct level *level)
 {
-    long opened = SYS4(__NR_openat, from, name, O_FOLDER_ | O_NOATIME_, 0);
+    long opened = SYS4(__NR_openat, from, name, O_FOLDER | O_NOATIME, 0);
     return opened < 0 ? opened : begin(opened, to, name, level);
 }
 
@@ -326,7 +287,7 @@ static long walk(struct room *room, int top)
     for (;;) {
         if (level->at >= level->size) {
             long size = SYS3(__NR_getdents64, level->from, level->entries, ENTRIES_ROOM);
-            failed = size < 0 && size != -ENOENT_ ? size : 0;
+            failed = size < 0 && size != -ENOENT ? size : 0;
             if (!failed && size <= 0)
                 failed = give(room, level->from, level->to, &level->status, 0);
             if (failed)
@@ -347,10 +308,10 @@ static long walk(struct room *room, int top)
         if (same(name, ".") || same(name, ".."))
             continue;
         struct statx status;
-        failed = SYS5(__NR_statx, level->from, name, AT_SYMLINK_NOFOLLOW_, STATX_BASIC_STATS, &status);
-        if (!failed && (status.stx_mode & 0170000) == 0040000) {
+        failed = SYS5(__NR_statx, level->from, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &status);
+        if (!failed && (status.stx_mode & S_IFMT) == S_IFDIR) {
             if (level == room->levels + DEEPEST - 1) {
-                failed = -ELOOP_;
+                failed = -ELOOP;
                 break;
             }
             failed = enter(level->from, level->to, name, level + 1);
@@ -369,7 +330,7 @@ static long walk(struct room *room, int top)
 
 static struct room *make_room(void)
 {
-    long at = SYS6(__NR_mmap, 0, sizeof(struct room), PROT_RW_, MAP_ANONYMOUS_PRIVATE_, -1, 0);
+    long at = SYS6(__NR_mmap, 0, sizeof(struct room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return at < 0 && at > -4096 ? 0 : (struct room *)at;
 }
 
@@ -377,8 +338,8 @@ long isobox_copy(int from, int top, const char *name)
 {
     struct room *room = make_room();
     if (!room)
-        return -ENOMEM_;
-    long failed = SYS4(__NR_openat, from, ".", O_FOLDER_ | O_NOATIME_, 0);
+        return -ENOMEM;
+    long failed = SYS4(__NR_openat, from, ".", O_FOLDER | O_NOATIME, 0);
     if (failed >= 0)
         failed = begin(failed, top, name, &room->levels[0]);
     if (!failed)
@@ -389,16 +350,16 @@ long isobox_copy(int from, int top, const char *name)
 
 long isobox_copy_end(int top)
 {
-    long failed = -ENOTEMPTY_;
+    long failed = -ENOTEMPTY;
     if (links < 0)
         return 0;
-    while (failed == -ENOTEMPTY_) {
+    while (failed == -ENOTEMPTY) {
         unsigned char entries[ENTRIES_ROOM] __attribute__((aligned(8)));
-        long size = SYS3(__NR_lseek, links, 0, SEEK_SET_);
+        long size = SYS3(__NR_lseek, links, 0, SEEK_SET);
         while (size >= 0 && (size = SYS3(__NR_getdents64, links, entries, sizeof entries)) > 0)
             for (long at = 0; at < size; at += entries[at + 16] | entries[at + 17] << 8)
                 SYS3(__NR_unlinkat, links, entries + at + ENTRY_HEAD, 0); /* not "." and ".." */
-        failed = size < 0 ? size : SYS3(__NR_unlinkat, top, LINKS, AT_REMOVEDIR_);
+        failed = size < 0 ? size : SYS3(__NR_unlinkat, top, LINKS, AT_REMOVEDIR);
     }
     SYS1(__NR_close, links);
     links = -1;
@@ -409,10 +370,10 @@ long isobox_like(const char *path, const char *model)
 {
     struct statx status;
     struct room *room = make_room();
-    long to = -1, from = SYS4(__NR_openat, AT_FDCWD_, model, O_FOLDER_, 0);
-    long failed = !room ? -ENOMEM_ : from < 0 ? from : stat_of((int)from, &status);
+    long to = -1, from = SYS4(__NR_openat, AT_FDCWD, model, O_FOLDER, 0);
+    long failed = !room ? -ENOMEM : from < 0 ? from : stat_of((int)from, &status);
     if (!failed) {
-        to = SYS4(__NR_openat, AT_FDCWD_, path, O_FOLDER_, 0);
+        to = SYS4(__NR_openat, AT_FDCWD, path, O_FOLDER, 0);
         failed = to < 0 ? to : give(room, (int)from, (int)to, &status, 1);
     }
     if (to >= 0)

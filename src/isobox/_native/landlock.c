@@ -5,12 +5,6 @@
 #include "ops.h"
 
 enum {
-    EBADF_ = 9,
-    EINVAL_ = 22,
-    AT_FDCWD_ = -100,
-    O_CLOEXEC_ = 02000000,
-    O_PATH_ = 010000000,
-    RESOLVE_NO_MAGICLINKS_ = 0x02,
     RULE_PATH_BENEATH = 1,
     RULE_NET_PORT = 2,
     /* EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: the rights that a file has too. */
@@ -19,25 +13,14 @@ enum {
 
 int isobox_ruleset = -1;
 
-static void drop_ruleset(void)
-{
-    if (isobox_ruleset >= 0)
-        SYS1(__NR_close, isobox_ruleset);
-    isobox_ruleset = -1;
-}
-
 long isobox_landlock_ruleset(long long fs, long long net, long long scoped)
 {
     /* Kernels that know less of it take it all the same, as long as the rest is 0. */
     struct {
         uint64_t fs, net, scoped;
     } attr = {(uint64_t)fs, (uint64_t)net, (uint64_t)scoped};
-    drop_ruleset();
-    long fd = SYS3(__NR_landlock_create_ruleset, &attr, sizeof attr, 0);
-    if (fd < 0)
-        return fd;
-    isobox_ruleset = (int)fd; /* close-on-exec: the kernel makes no other */
-    return 0;
+    /* close-on-exec: the kernel makes no other */
+    return isobox_hold(&isobox_ruleset, SYS3(__NR_landlock_create_ruleset, &attr, sizeof attr, 0));
 }
 
 long isobox_landlock_path(const char *path, long long access)
@@ -46,13 +29,12 @@ long isobox_landlock_path(const char *path, long long access)
         uint64_t allowed;
         int parent_fd;
     } __attribute__((packed)) rule = {(uint64_t)access, -1};
-    struct isobox_open_how how = {O_PATH_ | O_CLOEXEC_, 0, RESOLVE_NO_MAGICLINKS_};
-    long fd = SYS4(__NR_openat2, AT_FDCWD_, path, &how, sizeof how);
+    long fd = isobox_open_resolving(AT_FDCWD, path, O_PATH, 0);
     if (fd < 0)
         return fd;
     rule.parent_fd = (int)fd;
     long failed = SYS4(__NR_landlock_add_rule, isobox_ruleset, RULE_PATH_BENEATH, &rule, 0);
-    if (failed == -EINVAL_ && access & ~ACCESS_FILE) { /* not a directory: the rights of directories don't fit */
+    if (failed == -EINVAL && access & ~ACCESS_FILE) { /* not a directory: the rights of directories don't fit */
         rule.allowed &= ACCESS_FILE;
         failed = SYS4(__NR_landlock_add_rule, isobox_ruleset, RULE_PATH_BENEATH, &rule, 0);
     }
@@ -71,9 +53,9 @@ long isobox_landlock_port(long long access, long long port)
 long isobox_landlock_restrict(int drop)
 {
     if (isobox_ruleset < 0)
-        return -EBADF_;
+        return -EBADF;
     long failed = SYS2(__NR_landlock_restrict_self, isobox_ruleset, 0);
     if (drop) /* never in the child of an exec: the number is our parent's too */
-        drop_ruleset();
+        isobox_let_go(&isobox_ruleset);
     return failed;
 }

@@ -1,10 +1,10 @@
-/* isobox-init's parts: init.c (PID 1: requests, reaping), ops.c (carrying out a plan), remount.c,
- * landlock.c, copy.c. */
+/* A plan and its ops: ops.c carries it out; how each op is done is in mounts.c, places.c, process.c, program.c, copy.c,
+ * remount.c and landlock.c. */
 #ifndef ISOBOX_OPS_H
 #define ISOBOX_OPS_H
 
 #include "isobox.h"
-#include "syscalls.h"
+#include "uapi.h"
 
 /* A plan being carried out. On failure `op` is the index of the op that failed. */
 struct isobox_run {
@@ -20,6 +20,76 @@ struct isobox_run {
 
 /* 0, or a negative errno. */
 long isobox_run_ops(struct isobox_run *run);
+
+/* An op as it is read: strings that it has not are "". */
+struct isobox_decoded {
+    struct isobox_op head;
+    const char *str[ISOBOX_STRINGS_MAX];
+    unsigned int len[ISOBOX_STRINGS_MAX];
+};
+
+/* The descriptor that came along as number `index`, or -EBADMSG. */
+long isobox_descriptor(const struct isobox_run *run, long long index);
+
+static inline void isobox_let_go(int *place)
+{
+    if (*place >= 0)
+        SYS1(__NR_close, *place);
+    *place = -1;
+}
+
+/* Keeps what a call has opened instead of what is in `place`; where it failed, returns its error. */
+static inline long isobox_hold(int *place, long opened)
+{
+    if (opened < 0)
+        return opened;
+    isobox_let_go(place);
+    *place = (int)opened;
+    return 0;
+}
+
+/* Opens a path, close-on-exec: resolved from `root` by RESOLVE_*, never through a magic link of /proc. */
+long isobox_open_resolving(int root, const char *path, unsigned long flags, unsigned long resolve);
+long isobox_open_below(int root, const char *path, unsigned long flags);
+
+/* mounts.c */
+long isobox_op_fsopen(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_fsconfig_fd(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_fsmount(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_open_tree(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_take_tree(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_clone_tree(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_copy(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_keep(struct isobox_run *run);
+long isobox_op_setattr(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_attach(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_root(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_base(struct isobox_decoded *op);
+long isobox_op_pivot(struct isobox_run *run);
+
+/* places.c */
+long isobox_op_mkdir(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_file(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_symlink(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_mknod(struct isobox_run *run, struct isobox_decoded *op);
+
+/* process.c */
+long isobox_op_join(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_setns(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_ids(struct isobox_decoded *op);
+long isobox_op_groups(struct isobox_decoded *op);
+long isobox_op_loopback(void);
+long isobox_op_rlimit(struct isobox_decoded *op);
+long isobox_op_bounding(struct isobox_decoded *op);
+long isobox_op_capabilities(struct isobox_decoded *op);
+long isobox_op_seccomp(struct isobox_decoded *op);
+long isobox_op_keyring(void);
+long isobox_op_chdir(struct isobox_decoded *op);
+long isobox_op_terminal(struct isobox_decoded *op);
+
+/* program.c */
+long isobox_op_streams(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_exec(struct isobox_decoded *op);
 
 /* Sets MOUNT_ATTR_* (RDONLY, NOSUID, NODEV, NOEXEC) on an attached mount, and on all below it, by mount(2). */
 long isobox_remount(int tree, long long attributes, int recursive);
@@ -48,5 +118,6 @@ extern unsigned int isobox_base_count;
 
 void *memcpy(void *restrict to, const void *restrict from, size_t size);
 void *memset(void *at, int byte, size_t size);
+unsigned long isobox_length(const char *text);
 
 #endif

@@ -6,23 +6,12 @@
 #include "ops.h"
 
 #include <asm/statfs.h>
-#include <linux/mount.h>
 
 enum {
     ROOM = 4 << 20, /* of the text of mountinfo, tens of thousands of mounts; untouched pages cost nothing */
     MOUNTS = 1 << 16,
-    EBUSY_ = 16,
-    EFBIG_ = 27,
-    EINVAL_ = 22,
-    ENOSYS_ = 38,
-    AT_FDCWD_ = -100,
-    AT_EMPTY_PATH_ = 0x1000,
-    O_CLOEXEC_ = 02000000,
-    O_PATH_ = 010000000,
-    MOUNT_ID = 0x1000,           /* STATX_MNT_ID */
-    SETTABLE = 1 | 2 | 4 | 8,    /* MOUNT_ATTR_*, MS_* and ST_* have the same RDONLY, NOSUID, NODEV and NOEXEC */
-    ST_NOSYMFOLLOW_ = 0x2000,
-    MS_NOSYMFOLLOW_ = 256,
+    SETTABLE = 1 | 2 | 4 | 8,  /* MOUNT_ATTR_*, MS_* and ST_* have the same RDONLY, NOSUID, NODEV and NOEXEC */
+    SEEN_NOSYMFOLLOW = 0x2000, /* ST_NOSYMFOLLOW of libc */
 };
 
 struct isobox_statx {
@@ -49,9 +38,9 @@ static struct found {
 static long mount_id(long fd, uint64_t *id)
 {
     struct isobox_statx about;
-    long failed = SYS5(__NR_statx, fd, "", AT_EMPTY_PATH_, MOUNT_ID, &about);
-    if (!failed && !(about.mask & MOUNT_ID)) /* before Linux 5.8 */
-        failed = -ENOSYS_;
+    long failed = SYS5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &about);
+    if (!failed && !(about.mask & STATX_MNT_ID)) /* before Linux 5.8 */
+        failed = -ENOSYS;
     *id = about.mount_id;
     return failed;
 }
@@ -71,8 +60,8 @@ static long remount(long fd, long long attributes)
     if (failed)
         return failed;
     unsigned long flags = MS_REMOUNT | MS_BIND | ((unsigned long)about.f_flags & SETTABLE) | (unsigned long)attributes;
-    if (about.f_flags & ST_NOSYMFOLLOW_)
-        flags |= MS_NOSYMFOLLOW_;
+    if (about.f_flags & SEEN_NOSYMFOLLOW)
+        flags |= MS_NOSYMFOLLOW;
     return SYS5(__NR_mount, 0, path, 0, flags, 0);
 }
 
@@ -111,7 +100,7 @@ static char *unescape(char *at)
 static long read_mounts(void)
 {
     unsigned long size = 0;
-    long got, fd = SYS4(__NR_openat, AT_FDCWD_, "/proc/self/mountinfo", O_CLOEXEC_, 0);
+    long got, fd = SYS4(__NR_openat, AT_FDCWD, "/proc/self/mountinfo", O_CLOEXEC, 0);
     if (fd < 0)
         return fd;
     while ((got = SYS3(__NR_read, fd, found->text + size, ROOM - 1 - size)) > 0)
@@ -120,10 +109,10 @@ static long read_mounts(void)
     if (got < 0)
         return got;
     if (size == ROOM - 1)
-        return -EFBIG_;
+        return -EFBIG;
     for (char *at = found->text; *at;) {
         if (found->count == MOUNTS)
-            return -EFBIG_;
+            return -EFBIG;
         struct line *line = &found->line[found->count++];
         line->id = number(&at);
         line->parent = number(&at);
@@ -162,14 +151,14 @@ static void mark(uint64_t top)
 static long remount_below(const struct line *line, long long attributes)
 {
     uint64_t id;
-    long fd = SYS4(__NR_openat, AT_FDCWD_, line->path, O_PATH_ | O_CLOEXEC_, 0);
+    long fd = SYS4(__NR_openat, AT_FDCWD, line->path, O_PATH | O_CLOEXEC, 0);
     if (fd < 0)
         return fd;
     long failed = mount_id(fd, &id);
     if (!failed && id == line->id)
         failed = remount(fd, attributes);
     else if (!failed && id == line->parent)
-        failed = -EBUSY_;
+        failed = -EBUSY;
     SYS1(__NR_close, fd);
     return failed;
 }
@@ -189,13 +178,13 @@ long isobox_remount(int tree, long long attributes, int recursive)
 {
     uint64_t top;
     if (attributes & ~SETTABLE)
-        return -EINVAL_;
+        return -EINVAL;
     long failed = mount_id(tree, &top);
     if (!failed)
         failed = remount(tree, attributes);
     if (failed || !recursive)
         return failed;
-    long at = SYS6(__NR_mmap, 0, sizeof *found, 3 /* read, write */, 0x22 /* private, anonymous */, -1, 0);
+    long at = SYS6(__NR_mmap, 0, sizeof *found, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at < 0 && at > -4096)
         return at;
     found = (struct found *)at;
