@@ -26,7 +26,7 @@ from .host import features
 from .interrupts import Undisturbed
 from .plan.copy import Copying, copy_plan
 from .plan.ops import Op, describe, encode
-from .rootfs.layers import Begun, Rootfs
+from .rootfs.layers import Begun, Etc, Rootfs
 from .shared import Shared
 from .shells import Descriptors, idmapped, shells, start_init, thaw_at_end
 from .sources import Origin
@@ -240,14 +240,14 @@ def hold_still(launched: Launched, shared: Shared, stack: ExitStack) -> None:
     group.freeze(briefly=True)
 
 
-def _etc(begun: Begun) -> int | None:
-    """The mode of the copy's /etc; None where that is no directory any more."""
+def _etc(begun: Begun) -> Etc | None:
+    """The copy's /etc; None where that is no directory any more."""
     path = f"{begun.path}/0/etc" if begun.fd is None else "0/etc"
     try:
         found = os.stat(path, dir_fd=begun.fd, follow_symlinks=False)
     except OSError:
         return None
-    return stat.S_IMODE(found.st_mode) & 0o1777 if stat.S_ISDIR(found.st_mode) else None
+    return Etc(found.st_mode & 0o1777) if stat.S_ISDIR(found.st_mode) else None
 
 
 def _error(ops: Sequence[Op], reply: _native.Reply) -> SetupError:

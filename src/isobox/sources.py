@@ -20,7 +20,7 @@ from .checks import is_path, target
 from .errors import ImageError, SpecError, StateError, shown
 from .idmap import IdMap
 from .interrupts import Undisturbed
-from .rootfs.etc import etc_mode
+from .rootfs.etc import etc_of
 from .rootfs.folder import NEEDED, folder_image
 from .rootfs.layers import Layer, Rootfs, Tree
 from .shared import Shared
@@ -195,8 +195,9 @@ def _of_image(image: LocalImage, own_ids: bool) -> Source:
         make_workdir=bool(workdir) and image.directory(workdir) is None,
         volumes=_volumes(run.volumes),
     )
-    found = image.directory("/etc")
-    etc = etc_mode(found, root=os.geteuid() == 0) if found is not None or not image.has("/etc") else None
+    number, found = image.topmost("/etc")
+    owner = os.geteuid(), os.getegid()
+    etc = etc_of(found, number, owner) if found is not None or not image.has("/etc") else None
     return Source(
         Rootfs((Tree("/", layers, mode=image.mode, within=image.within),), missing, etc=etc),
         defaults,

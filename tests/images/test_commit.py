@@ -17,7 +17,7 @@ import pytest
 
 import isobox
 from archives import attributes_kept, entry, folder, link, packed
-from isobox import Container, Image, ImageError, StateError, UnpackError, UnsupportedError
+from isobox import Container, Image, ImageError, StateError, UnpackError, UnsupportedError, idmap
 from leftovers import nothing_left
 from made import archive, busybox
 from patience import patient
@@ -106,6 +106,11 @@ def names(image: Image) -> list[str]:
 def names_of(image: Image, number: int) -> list[str]:
     with tarfile.open(fileobj=io.BytesIO(layer(image, number))) as tar:
         return tar.getnames()
+
+
+def members(image: Image) -> list[tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(layer(image))) as tar:
+        return tar.getmembers()
 
 
 def listing(box: Container) -> list[str]:
@@ -204,6 +209,26 @@ if {ROOT}: os.setxattr("/bin/tool", "security.capability", {CAPABLE!r})
         }
         capable = {"security.capability": CAPABLE} if ROOT else {}
         assert ours == found == {"user.a": "é".encode(), "user.b": b"b", **capable}
+
+    def test_an_etc_of_somebody(self, userns: Any, image: Image, tmp_path: Path) -> None:
+        """The container's own /etc has the owner of the image's, and so has the layer."""
+        somebodys = entry("etc", type=tarfile.DIRTYPE, mode=0o750, uid=5, gid=6, mtime=7)
+        above = packed(entry("other", b"x"))
+        Image.load(archive(tmp_path / "etc.tar", base(), packed(somebodys), above, tags=("etc:1",), run={}))
+        owner = (5, 6) if ROOT or not idmap.of_user().single else (0, 0)
+        with Container("etc:1", userns=userns, env={"PATH": "/bin"}) as box:
+            assert sh(box, "stat -c '%u %g %a' /etc").split() == [*map(str, owner), "750"]
+            assert box.read_text("/etc/hostname") == f"{box.id}\n" and box.changes() == []
+            assert names(box.commit("new:1")) == []
+            with box.snapshot() as taken, Container(taken, userns=userns, env={"PATH": "/bin"}) as after:
+                assert sh(after, "stat -c '%u %g %a' /etc").split() == [*map(str, owner), "750"]
+            sh(box, "touch /etc/new")
+            (found, _) = members(box.commit("new:2"))
+            assert (found.name, found.uid, found.gid, found.mode) == ("etc", *owner, 0o750)
+            if owner != (0, 0):
+                sh(box, "rm /etc/new; chown 0:0 /etc")
+                (found,) = members(box.commit("new:3"))
+                assert (found.name, found.uid, found.gid) == ("etc", 0, 0)
 
     def test_many_times(self, userns: Any, image: Image) -> None:
         """Each on top of the one before, deleting what that added."""

@@ -104,13 +104,21 @@ class LocalImage:
 
     def directory(self, path: str) -> os.stat_result | None:
         """The directory at `path`, as the image's layers show it; None where none is without a link."""
+        return self.topmost(path)[1]
+
+    def topmost(self, path: str) -> tuple[int, os.stat_result | None]:
+        """The same, and before it the number of the layer that it is seen of; the topmost is 0."""
         place = tuple(os.fsencode(name) for name in path.split("/") if name not in ("", "."))
         if b".." in place or len(place) > _DEEPEST or len(path) > _LONGEST_PATH:
-            return None
+            return 0, None
         try:
-            return Lowers(self.lowers, ()).find(place)
+            merged = Lowers(self.lowers, ()).merged(place)
         except OSError:  # a name that is too long, say
-            return None
+            return 0, None
+        if not merged:
+            return 0, None
+        at, found = merged[0]
+        return [b"/".join((os.fsencode(lower), *place)) for lower in self.lowers].index(at), found
 
     def shared(self) -> LocalImage:
         """The same for one more user."""

@@ -339,7 +339,7 @@ def _trees(stage: _Stage, setup: Shape) -> None:
             stage.mkdir(f"{uppers}/upper/{place[0]}/{place[1]}", directory.mode)
     if setup.rootfs.etc is not None and setup.files:
         # In the upper directory itself: no mount, and nothing of the image in the way.
-        stage.mkdir(f"{uppers}/upper/0/etc", setup.rootfs.etc)
+        stage.mkdir(f"{uppers}/upper/0/etc", setup.rootfs.etc.mode)
         for path, content in setup.files:
             stage.add("FILE", 0o644, HOST_PATH, strings=(f"{uppers}/upper/0{path}", content))
     if begun:
@@ -361,6 +361,13 @@ def _like(stage: _Stage, rootfs: Rootfs, upper: str, last: str) -> None:
     same += [str(number) for number, tree in enumerate(rootfs.trees) if tree.kind == "overlay"]
     for path in same:
         stage.add("LIKE", strings=(f"{upper}/{path}", f"{last}/{path}"), note="owner, mode, times")
+
+
+def _etc_like(stage: _Stage, rootfs: Rootfs, upper: str, layers: Sequence[str]) -> None:
+    """The container's own /etc has the owner of its image's."""
+    if rootfs.etc is not None and rootfs.etc.like is not None:
+        like = f"{layers[rootfs.etc.like]}/etc"
+        stage.add("LIKE", strings=(f"{upper}/0/etc", like), note="owner, mode, times")
 
 
 def _begun(stage: _Stage, setup: Shape) -> list[str]:
@@ -396,6 +403,8 @@ def _tree(
             stage.add("FILE", 0o644, BELOW_ROOT, 1, strings=(target, b""), note="mount point")
     else:
         lowers = [f"{place}/{number}" for place in begun] + _lowers(stage, number, tree, fds)
+        if root and not begun and setup.files:
+            _etc_like(stage, setup.rootfs, f"{uppers}/upper", lowers[-len(tree.layers) :])
         stage.add("FSOPEN", strings=("overlay",))
         if setup.lowerdir_plus:
             for lower in lowers:

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+from .layers import Etc
 from .views import host_view
 
-__all__ = ["ETC", "NAMED", "etc_files", "etc_mode", "etc_size"]
+__all__ = ["ETC", "NAMED", "etc_files", "etc_of", "etc_size"]
 
 HOSTS: Final = "/etc/hosts"
 HOSTNAME: Final = "/etc/hostname"
@@ -23,6 +24,7 @@ NAMED: Final = (HOSTS, HOSTNAME)
 
 _MOST: Final = 64 << 10
 _PAGE: Final = 4096
+_OVERFLOW: Final = 65534  # an owner that there is no id for here
 _LOCAL: Final = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -48,16 +50,16 @@ def etc_size(files: Iterable[tuple[str, bytes]]) -> int:
     return sum(-(-len(content) // _PAGE) * _PAGE for _, content in files)
 
 
-def etc_mode(found: os.stat_result | None, *, root: bool) -> int | None:
-    """The mode of the directory /etc that lies over the image's, `found`; None where it can't be the same.
+def etc_of(found: os.stat_result | None, number: int, root: tuple[int, int] | None) -> Etc:
+    """What lies over the image's /etc, `found` in its layer of this number, and is to look like that.
 
-    `root`: owners are the image's. /etc in the container's own layer belongs to its root.
+    `root`: the user and group of files of the container's root; None where others' don't have their owners.
     """
     if found is None:
-        return 0o755
-    if root and (found.st_uid or found.st_gid):
-        return None
-    return found.st_mode & 0o1777
+        return Etc(0o755)
+    owner = found.st_uid, found.st_gid
+    other = root is not None and owner != root and _OVERFLOW not in owner
+    return Etc(found.st_mode & 0o1777, number if other else None)
 
 
 def _host(path: str) -> bytes:

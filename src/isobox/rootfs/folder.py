@@ -7,8 +7,8 @@ import stat
 
 from isobox.errors import NotFound, SpecError
 
-from .etc import etc_mode
-from .layers import Directory, Layer, Rootfs, Tree
+from .etc import etc_of
+from .layers import Directory, Etc, Layer, Rootfs, Tree
 
 __all__ = ["folder_image"]
 
@@ -45,9 +45,9 @@ def folder_image(path: str | os.PathLike[str], *, root: bool) -> Rootfs:
     return Rootfs((tree,), missing, etc=_etc(f"{real}/etc", root))
 
 
-def _etc(path: str, root: bool) -> int | None:
+def _etc(path: str, root: bool) -> Etc | None:
     try:
         found = os.lstat(path)
     except OSError:
-        return etc_mode(None, root=root)
-    return etc_mode(found, root=root) if stat.S_ISDIR(found.st_mode) else None
+        return etc_of(None, 0, None)
+    return etc_of(found, 0, (0, 0) if root else None) if stat.S_ISDIR(found.st_mode) else None

@@ -78,6 +78,17 @@ class Directory:
 
 
 @frozen
+class Etc:
+    """The /etc of the container's own: its mode, and the layer of the first tree that it has all else of.
+
+    `like`: the layer's number, the topmost being 0; None: it belongs to the container's root.
+    """
+
+    mode: int
+    like: int | None = None
+
+
+@frozen
 class Link:
     """A symbolic link made in the container: `path` leads to `target` (kept as it is written)."""
 
@@ -111,14 +122,14 @@ class Rootfs:
 
     The mount point of every other tree is in `skeleton` or in the tree that it lies in; for a
     tree with `is_file` it may be missing, then it is made as an empty file.
-    `etc`: the mode of the /etc of the container's own in which its hosts, hostname and resolv.conf lie over
-    those of the tree at "/" (see etc.py); None: there are none.
+    `etc`: the container's own, in which its hosts, hostname and resolv.conf lie over those of the tree at
+    "/" (see etc.py); None: there are none.
     """
 
     trees: tuple[Tree, ...] = field()
     skeleton: tuple[Directory, ...] = ()
     links: tuple[Link, ...] = ()
-    etc: int | None = None
+    etc: Etc | None = None
     begun: tuple[Begun, ...] = ()
 
     @trees.validator

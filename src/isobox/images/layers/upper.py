@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from ..tar.writer import Member
-from .attributes import Owners
+from .attributes import OVERFLOW, Owners
 from .lowers import OPAQUE
 from .packing import Found, Packing, Write
 from .unpacking import Place
@@ -53,7 +53,10 @@ class Below:
         return None
 
     def as_it_was(self, place: Place, member: Member, *, owners: bool) -> bool | None:
-        """Whether a directory has the mode, and the `owners`, of the one below; None where none is."""
+        """Whether a directory has the mode and owners of the one below; None where none is.
+
+        Without `owners`, any will do where those below have no id here.
+        """
         seen = self.find(place)
         if seen is None:
             return None
@@ -62,7 +65,7 @@ class Below:
         if stat.S_IMODE(seen.status.st_mode) != member.mode:
             return False
         found = seen.owners.uid(seen.status.st_uid), seen.owners.gid(seen.status.st_gid)
-        return not owners or found == (member.uid, member.gid)
+        return found == (member.uid, member.gid) or (not owners and OVERFLOW in found)
 
 
 def _look(layer: bytes, place: Place) -> tuple[os.stat_result | None, bool]:
