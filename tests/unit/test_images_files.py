@@ -21,6 +21,7 @@ from isobox.errors import UnpackError
 from isobox.images.layers.layer import LayerUnpacked, unpack_layer
 from isobox.images.tar.ahead import Ahead
 from listing import listing
+from patience import patient
 from programs import ROOT
 
 FILES = _native.make_files
@@ -213,12 +214,12 @@ def test_the_bound_on_entries(tmp_path: Path) -> None:
 
 
 class TestAhead:
-    DATA = random.Random(1).randbytes(3_000_000)
+    DATA = random.Random(1).randbytes(3_000_000) * 5
 
     def test_all_is_hashed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = hashlib.sha256(self.DATA).hexdigest()
         original = threading.Thread.start
-        for threads in (2, 1, 0):
+        for threads in (1, 0):
             started = 0
 
             def start(thread: Any, most: int = threads) -> None:
@@ -246,5 +247,35 @@ class TestAhead:
         with pytest.raises(OSError, match="read"), Ahead(Failing(), hashlib.sha256()) as ahead:
             ahead.read()
         hasher: Any = Failing()
-        with pytest.raises(MemoryError), Ahead(io.BytesIO(self.DATA * 3), hasher) as ahead:
-            assert sum(map(len, iter(ahead.read, b""))) == 9_000_000
+        with pytest.raises(MemoryError), Ahead(io.BytesIO(self.DATA), hasher) as ahead:
+            for _ in iter(ahead.read, b""):
+                pass
+        with pytest.raises(MemoryError), Ahead(io.BytesIO(self.DATA[:1000]), hasher) as ahead:
+            ahead.read()
+
+    @pytest.mark.parametrize("slow", ["reading", "writing"])
+    def test_who_waits_hashes(self, slow: str) -> None:
+        class Hasher:
+            def __init__(self) -> None:
+                self.here = threading.Event()
+                self.there = threading.Event()
+
+            def update(self, data: Any, /) -> None:
+                mine = threading.current_thread() is threading.main_thread()
+                (self.here if mine else self.there).set()
+
+            def hexdigest(self) -> str:
+                return ""
+
+        class Source(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                if slow == "reading" and self.tell():
+                    assert hasher.here.wait(patient(10))
+                return super().read(size)
+
+        hasher = Hasher()
+        with Ahead(Source(self.DATA), hasher) as ahead:
+            assert ahead.read()
+            if slow == "writing":
+                assert hasher.there.wait(patient(10))
+            assert sum(map(len, iter(ahead.read, b""))) < len(self.DATA)

@@ -87,7 +87,7 @@ class Unpacking:
         self._names = 0
         self._root_mode = 0o755
         self._root_fd = -1
-        # The parent of the entry before, by its name: most entries have the same.
+        # Where the next entry most likely lies, by its name: in the one before, or beside it.
         self._last: tuple[bytes, Place] | None = None
 
     def run(self, stream: TarStream) -> Unpacked:
@@ -124,7 +124,7 @@ class Unpacking:
                     # Of chown(2), in a user namespace.
                     why = f"{why}: its owner is {entry.uid}:{entry.gid}; does /etc/subuid give enough ids?"
                 raise UnpackError(f"{shown(entry.name)}: {why}") from error
-            if entry.kind == "file":
+            if entry.kind in ("file", "directory"):
                 more = self._more_files(stream, self._most_entries - entries)
                 entries += more.files
                 size += more.size
@@ -188,6 +188,7 @@ class Unpacking:
                 self._remove(place)
                 self._make_directory(place)
             self._finish(place, entry)
+            self._last = entry.name.rstrip(b"/"), place
             return
         source: Place | None = None
         if entry.kind == "hardlink":
