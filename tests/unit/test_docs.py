@@ -5,8 +5,8 @@
 - ```console: lines that begin with `$ ` are run by a shell; the lines below are what they print.
 - ```sh: a script of its own.
 
-Where Python asks for images of registry.example, a real registry on loopback stands in, which has them:
-nothing but its name is replaced.
+Where Python or a console asks for images of registry.example, a real registry on loopback stands in, which has
+them: nothing but its name is replaced.
 
 `...` in an output stands for anything. `<!-- requires: cgroup_memory -->` above a block leaves it out
 where the host lacks that. Commands that change the machine or take minutes are checked without running.
@@ -40,6 +40,7 @@ from registry import push_with_skopeo, running_registry
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REGISTRY = "registry.example"
+TOOLS = ("cat", "sh")
 LANGUAGES = {"python", "console", "sh", "text", "json", "mermaid"}
 # Checked by other means: `make test` can't run in itself, and these change the machine.
 NOT_RUN = re.compile(r"(sudo|apt-get|usermod|sysctl|pip install|systemd-run|git clone|cd isobox)\b")
@@ -61,10 +62,14 @@ def left_out(example: Example) -> bool:
     return bool(match and requirements.obstacle(re.findall(r"\w+", match[1])))
 
 
+def written(example: Example) -> str:
+    """What the block says, of the registry that is there."""
+    return str(example.parsed).replace(REGISTRY, example.namespace.get("registry", REGISTRY))
+
+
 def run_python(example: Example) -> None:
     """Run one block in the page's namespace and compare what it prints."""
-    source = str(example.parsed).replace(REGISTRY, example.namespace.get("registry", REGISTRY))
-    tree = ast.parse("\n" * (example.line - 1) + source, example.path)
+    tree = ast.parse("\n" * (example.line - 1) + written(example), example.path)
     leave_out = left_out(example)
     if leave_out:  # but for its imports, which the blocks below may use
         tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -110,7 +115,7 @@ def run_console(example: Example) -> None:
     """Run the commands of a console block one by one."""
     if left_out(example):
         return
-    for part in re.split(r"^\$ ", str(example.parsed), flags=re.M)[1:]:
+    for part in re.split(r"^\$ ", written(example), flags=re.M)[1:]:
         match = re.match(r"((?:[^\n]*\\\n)*[^\n]*)\n?(.*)", part, re.DOTALL)
         assert match
         run_command(match[1], match[2])
@@ -157,7 +162,7 @@ def test_page(
 def registry_with_app(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of one that has team/app:1."""
     motd = entry("etc/motd", b"hello from an image\n")
-    tools = [entry("bin/busybox", busybox(), mode=0o755), link("bin/cat", "busybox")]
+    tools = [entry("bin/busybox", busybox(), mode=0o755), *[link(f"bin/{name}", "busybox") for name in TOOLS]]
     app = archive(place / "app.tar", packed(folder("etc"), folder("bin"), *tools, motd), run={})
     with running_registry(place / "registry") as registry:
         # No login of whoever runs the tests, nor a place for one that this user has not.
