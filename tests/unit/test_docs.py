@@ -5,8 +5,8 @@
 - ```console: lines that begin with `$ ` are run by a shell; the lines below are what they print.
 - ```sh: a script of its own.
 
-Where Python or a console asks for images of registry.example, a real registry on loopback stands in, which has
-them: nothing but its name is replaced.
+Where Python or a console asks for images of registry.example, a real registry on loopback stands in, which
+has them: nothing but its name is replaced.
 
 `...` in an output stands for anything. `<!-- requires: cgroup_memory -->` above a block leaves it out
 where the host lacks that. Commands that change the machine or take minutes are checked without running.
