@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import isobox
@@ -33,7 +34,13 @@ from isobox import (
     shells,
 )
 from isobox.programs import ended
-from leftovers import descendants, nothing_left, wait_until
+from leftovers import (
+    count,
+    descendants,
+    nothing_left,
+    resident,
+    wait_until,
+)
 from made import archive, base, upper
 from patience import patient
 from programs import alone, python, said, sh
@@ -491,6 +498,28 @@ class TestNothingLeft:
                     box.snapshot()
             gc.collect()
 
+    @WHERE
+    def test_a_long_suite(self, where: Any) -> None:
+        """However often it goes back, it costs no more: descriptors, mounts, files, threads, memory."""
+        with Container(upper=where) as box:
+            sh(box, "mkdir /data; echo prepared > /data/file")
+            with box.snapshot() as taken:
+
+                def tests(number: int) -> None:
+                    for _ in range(number):
+                        box.restore(taken)
+                        sh(box, "echo own >> /data/file")
+                    assert sh(box, "cat /data/file") == "prepared\nown\n"
+
+                tests(20)
+                before, memory = totals(), resident()
+                tests(100)
+                # What is kept ready, or is just being removed, is now more and now less.
+                assert wait_until(
+                    lambda: all(now < then + 60 for now, then in zip(totals(), before, strict=True))
+                )
+                assert resident() < memory + (4 << 20)
+
     def test_a_failed_restore(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The container is stopped then, and its name free."""
         with nothing_left(), Container(name=f"failing-{os.getpid()}") as box, box.snapshot() as taken:
@@ -531,6 +560,11 @@ while True:
         subprocess.run([sys.executable, "-c", "import isobox; isobox.run(['true'])"], check=True)
         left = [path for path in data.glob("owners/*/*") if path.name != "lock"]
         assert left == []
+
+
+def totals() -> list[int]:
+    """How much there is of each kind that a container could leave behind."""
+    return [sum(found.values()) for found in attrs.astuple(count(), recurse=False)]
 
 
 def _wait_gone(pid: int, seconds: float) -> None:
