@@ -70,6 +70,20 @@ class TestKeptReady:
         load(tmp_path)
         isobox.run(["true"], "app:1").check()
 
+    def test_a_removed_image_that_still_runs(self, tmp_path: Path, capfd: Captured) -> None:
+        """Whoever removes it is told what stays, and what takes that away."""
+        load(tmp_path, base(), upper())
+        with Container("app:1") as box:
+            assert main(["rmi", "app:1"]) == 0
+            said_there = capfd.readouterr()
+            assert said_there.out.startswith("Untagged: app:1\nDeleted: sha256:")
+            stays = "2 unpacked layers stay while in use: isobox prune, when the containers have ended\n"
+            assert said_there.err == stays
+            assert main(["prune"]) == 0 and capfd.readouterr().err == stays
+            assert sh(box, "echo runs") == "runs\n"
+        assert "2 unpacked layers removed" in isobox_command(capfd, "prune")
+        assert main(["prune"]) == 0 and capfd.readouterr().err == ""
+
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         load(tmp_path)
         with nothing_left():

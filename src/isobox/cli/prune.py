@@ -8,7 +8,7 @@ import click
 
 from isobox import Image, Store
 from isobox.cli.report import size
-from isobox.cli.stored import NO_NAME
+from isobox.cli.stored import NO_NAME, say_used
 
 
 @click.command("prune", short_help="Remove what no image and no container needs.")
@@ -37,4 +37,5 @@ def command(unused: bool, force: bool) -> int:
     )
     words = [f"{count} {one if count == 1 else many}" for count, one, many in counts if count]
     click.echo(f"Freed {size(pruned.size)} in the store: {', '.join(words) or 'nothing'} removed")
+    say_used(len(pruned.used))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from isobox import Store
-from isobox.cli.stored import of_the_store
+from isobox.cli.stored import of_the_store, say_used
 
 
 @click.command("rmi", short_help="Remove images from the store.")
@@ -19,6 +19,7 @@ def command(force: bool, images: tuple[str, ...]) -> int:
     IMAGE is a name, a digest or id, or the beginning of its digits.
     """
     store = Store.default()
+    used = 0
     with of_the_store():
         for name in images:
             store.resolve(name)  # one that is none, and nothing is removed
@@ -28,4 +29,6 @@ def command(force: bool, images: tuple[str, ...]) -> int:
                 click.echo(f"Untagged: {one}")
             if gone.image is not None:
                 click.echo(f"Deleted: {gone.image}")
+            used = len(gone.used)
+    say_used(used)
     return 0

@@ -32,6 +32,13 @@ def of_the_store() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
+def say_used(layers: int) -> None:
+    """Say on standard error of the unpacked layers of removed images that are still in use."""
+    if layers:
+        what = "1 unpacked layer stays" if layers == 1 else f"{layers} unpacked layers stay"
+        click.echo(f"{what} while in use: isobox prune, when the containers have ended", err=True)
+
+
 def short(digest: str, *, whole: bool = False) -> str:
     """A digest as people read it: its first 12 digits, unless it is to be shown whole."""
     return digest if whole else digest.partition(":")[2][:12]

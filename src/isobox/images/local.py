@@ -157,10 +157,11 @@ def own_layers() -> Layers:
     return Layers(f"{data_dir()}/layers-{name}", id_map=id_map)
 
 
-def prune_layers(store: Store) -> tuple[Digest, ...]:
+def prune_layers(store: Store) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
     """Remove the unpacked layers that no image of `store` has and no container uses; return them.
 
-    Those that were made for other ids of this user are among them.
+    Those that were made for other ids of this user are among them. Behind them come those that no image
+    has, but a container uses, or a process keeps ready.
     """
     kept: list[Digest] = []
     for descriptor in store.entries():
@@ -169,6 +170,7 @@ def prune_layers(store: Store) -> tuple[Digest, ...]:
     forget()
     own = own_layers()
     removed = own.prune(kept)
+    used = own.beyond(kept)
     data = data_dir()
     for name in os.listdir(data):
         path = f"{data}/{name}"
@@ -177,7 +179,7 @@ def prune_layers(store: Store) -> tuple[Digest, ...]:
         # What belongs to ids that this user has no more stays, out of the way.
         with contextlib.suppress(IsoboxError):
             removed += Layers(path, id_map=own.id_map).prune(kept)
-    return tuple(dict.fromkeys(removed))
+    return tuple(dict.fromkeys(removed)), tuple(used)
 
 
 def unused(store: Store) -> set[Digest]:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from isobox.errors import ImageError, InvalidReference, NotFound, shown
 from isobox.owners import DATA, check_directory, data_dir
@@ -49,21 +49,28 @@ class Pruned:
     """What `Store.prune` removed.
 
     `size`: the bytes of blobs, those of dead processes' half-written ones too. `images`: the digests of
-    images without a name. `layers`: the chain ids of unpacked layers, whose bytes nobody counts.
+    images without a name. `layers`: the chain ids of unpacked layers, whose bytes nobody counts. `used`: the
+    layers of images that are gone, which a container uses or its process keeps ready: they stay until a
+    later prune.
     """
 
     blobs: tuple[Digest, ...]
     size: int
     images: tuple[Digest, ...] = ()
     layers: tuple[Digest, ...] = ()
+    used: tuple[Digest, ...] = ()
 
 
 @frozen
 class Discarded:
-    """What `Store.discard` took away: names, and the image's digest; None where it has other names."""
+    """What `Store.discard` took away: names, and the image's digest; None where it has other names.
+
+    `used`: as `Pruned` has it.
+    """
 
     names: tuple[str, ...]
     image: Digest | None
+    used: tuple[Digest, ...] = ()
 
 
 @frozen
@@ -352,7 +359,7 @@ class Store(Blobs):
                     removed.append(digest)
                     size += length
         images = tuple(dict.fromkeys(entry.digest for entry in gone))
-        return Pruned(tuple(sorted(removed)), size, images, self._prune_layers())
+        return Pruned(tuple(sorted(removed)), size, images, *self._prune_layers())
 
     def discard(self, name: str, *, force: bool = False) -> Discarded:
         """Take a name away, and its image with the last one, as people expect of ``rmi``.
@@ -379,17 +386,16 @@ class Store(Blobs):
             raise ImageError(f"{shown(name)} has several names: {listed}. Remove these, or use force")
         else:
             gone = Discarded(tuple(other.familiar for other in self.remove(digest)), digest)
-        self.prune(unnamed=False)
-        return gone
+        return evolve(gone, used=self.prune(unnamed=False).used)
 
     def _unused(self) -> set[Digest]:
         from .local import unused  # which knows stores
 
         return unused(self)
 
-    def _prune_layers(self) -> tuple[Digest, ...]:
+    def _prune_layers(self) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
         if self.path != os.path.abspath(f"{data_dir()}/{_PLACE}"):
-            return ()
+            return (), ()
         from .local import prune_layers  # which knows stores
 
         return prune_layers(self)

@@ -185,6 +185,16 @@ class Layers:
             collect(self._places, self._delete)
         return removed
 
+    def beyond(self, keep: Collection[Digest]) -> list[Digest]:
+        """The layers that `keep` neither names nor has below: after a prune, those that somebody uses."""
+        with _as_setup_error(self.path):
+            there = self.chain_ids()
+        kept: set[Digest] = set()
+        for chain_id in set(keep) & set(there):
+            with contextlib.suppress(ImageError):
+                kept.update(self._chain(chain_id))
+        return [each for each in there if each not in kept]
+
     def in_use(self, chain_id: Digest) -> bool:
         """Whether somebody has taken this layer, as the topmost of theirs."""
         with _as_setup_error(self.path), self._exclusive():
