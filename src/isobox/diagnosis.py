@@ -108,7 +108,7 @@ def _kernel() -> Item:
         facts.need_calls()
     except UnsupportedError as error:
         return Item("kernel", "missing", error.why, error.remedy, needed=True)
-    wished = ("mount_setattr", "idmapped_overlay", "pids_peak", "tmpfs_xattrs", "lowerdir_plus")
+    wished = ("mount_setattr", "idmapped_overlay", "pids_peak", "tmpfs_xattrs")
     old = [name for name in wished if not facts.since(name)]
     if old:
         return Item(

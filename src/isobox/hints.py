@@ -65,7 +65,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("CHDIR", errno.EACCES): "The user may not enter it",
     ("CHDIR", errno.ELOOP): "Links of /proc to what a process has open are not followed, nor too many others",
     ("FSCONFIG_STRING", errno.EINVAL): (
-        "Before Linux 6.8 the paths of an overlay's layers may have 255 characters together: "
+        "The path of an overlay's layer may have 255 characters: "
         "give the image or ISOBOX_STATE_DIR a shorter path"
     ),
     ("LANDLOCK_PATH", errno.ENOENT): "A path of landlock= has to be there when the container starts",
@@ -109,7 +109,7 @@ def hint(where: str, number: int, op: Op | None = None) -> str:
     if (
         not found
         and op is not None
-        and where in ("ATTACH", "FSMOUNT", "MKDIR", "FILE", "OPEN_TREE", "FSOPEN")
+        and where in ("ATTACH", "FSMOUNT", "MOUNT", "MKDIR", "FILE", "OPEN_TREE", "FSOPEN")
     ):
         found = _ATTACH_MOUNTS.get(number, "")
     return found
@@ -156,7 +156,7 @@ def unsupported(
             remedy += "; or use userns='host' for programs that you trust: root inside is root outside then"
         reason = features().why("user_namespaces")
         return UnsupportedError("user namespace", f"{where}: {said}" + f" ({reason})" * bool(reason), remedy)
-    if where not in ("FSOPEN", "FSMOUNT"):
+    if where not in ("FSOPEN", "FSMOUNT", "MOUNT"):
         return None
     if what in ("proc", "sysfs") and number == errno.EPERM:
         path = "/proc" if what == "proc" else "/sys"

@@ -201,7 +201,7 @@ def _shape(
     begun_fds: list[int | None] = []
     dev_fd = disk_fd = None
     if table is not None and shared.root:
-        layer_fds = _layers(wanted.rootfs, id_map, pid, table, together=shared.lowerdir_plus)
+        layer_fds = _layers(wanted.rootfs, id_map, pid, table)
         if wanted.disk is not None:
             disk_fd = table.own(_native.clone_tree(wanted.disk))
     if table is not None:
@@ -255,17 +255,15 @@ def _begun(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -
     return places
 
 
-def _layers(
-    rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors, *, together: bool
-) -> dict[int, Sequence[int]]:
-    """Copies of the layers' mounts, for each tree; `together`: one of what they lie in, where they do."""
+def _layers(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -> dict[int, Sequence[int]]:
+    """Copies of the layers' mounts, for each tree: one of what they lie in, where they do."""
     found: dict[int, Sequence[int]] = {}
     userns_fd = -1
     try:
         for number, tree in enumerate(rootfs.trees):
             places = []
             layers = tree.layers
-            if tree.within is not None and together and len(layers) > 1:
+            if tree.within is not None and len(layers) > 1:
                 layers = (evolve(layers[0], path=tree.within),)
             for layer in layers:
                 fd = _native.clone_tree(layer.path, recursive=tree.kind == "bind")

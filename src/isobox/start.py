@@ -461,6 +461,8 @@ def _refused(
                 f"{stacked[0]} lies on an overlay over another already, and the kernel stacks two at most",
                 "put the image on another file system: a tmpfs, or a bind mount of a directory on a disk",
             )
+        if op.name == "MOUNT" and spec.upper == "disk":
+            return UnsupportedError(*disk_refused(data_dir()))
     return unsupported(op.name, reply.error, filesystem(op), own_userns=spec.userns == "auto")
 
 

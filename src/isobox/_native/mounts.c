@@ -43,6 +43,13 @@ long isobox_op_open_tree(struct isobox_run *run, struct isobox_decoded *op)
     return failed;
 }
 
+/* mount(2), whose options are a page; a value of fsconfig(2) has 255 bytes. The first flags of both are the same. */
+long isobox_op_mount(struct isobox_run *run, struct isobox_decoded *op)
+{
+    long failed = SYS5(__NR_mount, op->str[0], op->str[1], op->str[0], op->head.arg[0], op->str[2]);
+    return failed ? failed : isobox_hold(&run->tree, SYS3(__NR_open_tree, AT_FDCWD, op->str[1], O_CLOEXEC));
+}
+
 long isobox_op_take_tree(struct isobox_run *run, struct isobox_decoded *op)
 {
     long fd = isobox_descriptor(run, op->head.arg[0]);

@@ -94,6 +94,7 @@ static long run_op(struct isobox_run *run, struct isobox_decoded *op)
     case ISOBOX_OP_COPY: return isobox_op_copy(run, op);
     case ISOBOX_OP_KEEP: return isobox_op_keep(run);
     case ISOBOX_OP_LIKE: return isobox_like(op->str[0], op->str[1]);
+    case ISOBOX_OP_MOUNT: return isobox_op_mount(run, op);
     default: return -EBADMSG;
     }
 }

@@ -57,6 +57,7 @@ long isobox_op_fsopen(struct isobox_run *run, struct isobox_decoded *op);
 long isobox_op_fsconfig_fd(struct isobox_run *run, struct isobox_decoded *op);
 long isobox_op_fsmount(struct isobox_run *run, struct isobox_decoded *op);
 long isobox_op_open_tree(struct isobox_run *run, struct isobox_decoded *op);
+long isobox_op_mount(struct isobox_run *run, struct isobox_decoded *op);
 long isobox_op_take_tree(struct isobox_run *run, struct isobox_decoded *op);
 long isobox_op_clone_tree(struct isobox_run *run, struct isobox_decoded *op);
 long isobox_op_copy(struct isobox_run *run, struct isobox_decoded *op);

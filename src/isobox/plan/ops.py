@@ -77,7 +77,7 @@ def filesystem(op: Op) -> str:
     """The kind of file system that an op makes; empty for other ops."""
     if op.name == "FSOPEN":
         return os.fsdecode(op.strings[0])
-    return op.note if op.name == "FSMOUNT" else ""
+    return op.note if op.name in ("FSMOUNT", "MOUNT") else ""
 
 
 def describe(op: Op, width: int = 14) -> str:

@@ -405,19 +405,10 @@ def _tree(
         lowers = [f"{place}/{number}" for place in begun] + _lowers(stage, number, tree, fds)
         if root and not begun and setup.files:
             _etc_like(stage, setup.rootfs, f"{uppers}/upper", lowers[-len(tree.layers) :])
-        stage.add("FSOPEN", strings=("overlay",))
         if setup.lowerdir_plus:
-            for lower in lowers:
-                stage.add("FSCONFIG_STRING", strings=("lowerdir+", lower))
+            _overlay(stage, setup, number, lowers, uppers)
         else:
-            stage.add("FSCONFIG_STRING", strings=("lowerdir", ":".join(lowers)))
-        stage.add("FSCONFIG_STRING", strings=("upperdir", f"{uppers}/upper/{number}"))
-        stage.add("FSCONFIG_STRING", strings=("workdir", f"{uppers}/work/{number}"))
-        if setup.own_userns:
-            stage.add("FSCONFIG_FLAG", strings=("userxattr",))
-        if setup.disk_scratch is not None:
-            stage.add("FSCONFIG_FLAG", strings=("volatile",), note="no fsync: the layer is thrown away")
-        stage.add("FSMOUNT", ATTR_NODEV, note="overlay")
+            _joined_overlay(stage, setup, number, lowers, uppers)
     stage.add("ATTACH", HOST_PATH if root else BELOW_ROOT, strings=(target,), note=f"{tree.kind} {number}")
     if tree.kind == "bind":
         stage.add("SETATTR", ATTR_RDONLY | ATTR_NODEV, AT_RECURSIVE, note="read-only, nodev")
@@ -427,6 +418,40 @@ def _tree(
         stage.add("BASE", strings=(setup.stage,), note=f"no upper {number}")
     if root:
         stage.add("ROOT", strings=(target,))
+
+
+def _overlay(stage: _Stage, setup: Shape, number: int, lowers: Sequence[str], uppers: str) -> None:
+    stage.add("FSOPEN", strings=("overlay",))
+    for lower in lowers:
+        stage.add("FSCONFIG_STRING", strings=("lowerdir+", lower))
+    stage.add("FSCONFIG_STRING", strings=("upperdir", f"{uppers}/upper/{number}"))
+    stage.add("FSCONFIG_STRING", strings=("workdir", f"{uppers}/work/{number}"))
+    if setup.own_userns:
+        stage.add("FSCONFIG_FLAG", strings=("userxattr",))
+    if setup.disk_scratch is not None:
+        stage.add("FSCONFIG_FLAG", strings=("volatile",), note="no fsync: the layer is thrown away")
+    stage.add("FSMOUNT", ATTR_NODEV, note="overlay")
+
+
+def _joined_overlay(stage: _Stage, setup: Shape, number: int, lowers: Sequence[str], uppers: str) -> None:
+    """Give the layers in one option, as it has to be before Linux 6.8.
+
+    A value of fsconfig(2) may have 255 bytes, all options of mount(2) together a page. And ":", "," and a
+    backslash mean something there, not the same in each kernel. So links with short names lead to the layers.
+    """
+    place = f"{stage.root}/short/{number}"
+    stage.mkdir(f"{place}/new")
+    for name, lower in enumerate(lowers):
+        stage.add("SYMLINK", 0, HOST_PATH, strings=(f"{place}/{name}", lower))
+    stage.add("CHDIR", strings=(place,), note="the short names of the layers")
+    options = [f"lowerdir={':'.join(map(str, range(len(lowers))))}"]
+    for key, kind in (("upperdir", "upper"), ("workdir", "work")):
+        options.append(f"{key}={posixpath.relpath(f'{uppers}/{kind}/{number}', place)}")
+    if setup.own_userns:
+        options.append("userxattr")
+    if setup.disk_scratch is not None:
+        options.append("volatile")
+    stage.add("MOUNT", ATTR_NODEV, strings=("overlay", "new", ",".join(options)), note="overlay")
 
 
 def _lowers(stage: _Stage, number: int, tree: Tree, fds: Sequence[int] | None) -> list[str]:
