@@ -21,7 +21,7 @@ from attrs import evolve
 
 from .errors import CgroupError, CleanupError, IsoboxError, SetupError, StateError
 from .hints import hint
-from .programs import Programs, check_owner, ended
+from .programs import Programs, check_owner
 from .shared import shared
 from .shells import thaw_at_end
 from .show import show
@@ -225,8 +225,7 @@ class Lifecycle:
         if number == signals.SIGKILL:
             programs.killed = True
             self._thaw_for_the_end(programs)
-            with contextlib.suppress(ProcessLookupError):
-                signals.pidfd_send_signal(programs.launched.pidfd, signals.SIGKILL)
+            programs.launched.pidfd.signal(signals.SIGKILL)
             self.wait(10.0)
             return
         for process in list(programs.running.values()):
@@ -238,7 +237,7 @@ class Lifecycle:
             raise StateError("the container has not been started")
         if self._programs is None or self._state == "stopped":
             return True
-        return ended(self._programs.launched.pidfd, timeout)
+        return self._programs.launched.pidfd.ended(timeout)
 
     def remove(self) -> None:
         """End it at once and give everything back. Idempotent. Raises `CleanupError`."""
@@ -282,7 +281,7 @@ class Lifecycle:
         # Those that someone waits for end before the rest goes, so that their costs can be read.
         programs.killed = True
         with contextlib.suppress(OSError):
-            signals.pidfd_send_signal(programs.launched.pidfd, signals.SIGKILL)
+            programs.launched.pidfd.signal(signals.SIGKILL)
         for process in list(programs.running.values()):
             with contextlib.suppress(Exception):
                 process.wait(2.0)

@@ -24,6 +24,7 @@ from isobox.control import Control
 from isobox.errors import SetupError
 from isobox.host import features
 from isobox.idmap import COUNT, RANGE_END, IdMap
+from isobox.pidfds import WALL
 from isobox.plan.ops import (
     ATTR_NODEV,
     ATTR_NOEXEC,
@@ -45,7 +46,6 @@ CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
-_WALL: Final = 0x40000000
 MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
 ATTR_QUIET: Final = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 
@@ -105,7 +105,7 @@ class Probes:
             control.close()
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | _WALL)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | WALL)
             os.close(pidfd)
 
     def run(self, flags: int, ops: Sequence[Op], fds: Sequence[int] = ()) -> Refusal | None:

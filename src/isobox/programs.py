@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
 from typing import Protocol
 
@@ -30,13 +29,6 @@ def check_owner(pid: int) -> None:
     """Raise `StateError` where this process is not `pid`, which made the container, but a fork of it."""
     if pid != os.getpid():
         raise StateError("this container belongs to the process that forked; make one here")
-
-
-def ended(pidfd: int, timeout: float | None = 0.0) -> bool:
-    """Whether a process ends within `timeout` seconds (None: for ever); a closed descriptor counts."""
-    watched = select.poll()  # select() takes no descriptor above 1023
-    watched.register(pidfd, select.POLLIN)
-    return bool(watched.poll(None if timeout is None else timeout * 1000))
 
 
 class Program(Protocol):
@@ -101,7 +93,7 @@ class Programs:
 
     def over(self, timeout: float = 0.0) -> bool:
         """Whether the container's init ends, and with it all that runs there, within `timeout` seconds."""
-        return ended(self.launched.pidfd, timeout)
+        return self.launched.pidfd.ended(timeout)
 
     def ran_out_of_memory(self, own: int | None, was_killed: bool) -> bool:
         """Whether the kernel killed processes of an exec for want of memory: `own`, where they were counted.

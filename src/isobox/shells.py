@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import socket
 import threading
 import time
@@ -30,6 +29,7 @@ from .errors import CgroupError, IsoboxError, SetupError, UnsupportedError
 from .hints import hint, unsupported
 from .host import features
 from .idmap import IdMap
+from .pidfds import Pidfd
 from .plan.ops import Op
 from .plan.setup import Placed, Shape, prepare_plan
 from .rootfs.layers import Rootfs
@@ -37,7 +37,7 @@ from .security.paths import covers
 from .shared import Shared
 from .worker import Worker, take_no_signals
 
-# include/uapi/linux/sched.h and wait.h
+# include/uapi/linux/sched.h
 CLONE_NEWTIME: Final = 0x00000080
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
@@ -46,7 +46,6 @@ CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
-WALL: Final = 0x40000000
 NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
 
 _NO_BIRTHS: Final = (errno.ENOSYS, errno.EPERM, errno.E2BIG, errno.EINVAL)
@@ -133,7 +132,7 @@ class Shell:
 
     control: Control
     pid: int
-    pidfd: int
+    pidfd: Pidfd
     id_map: IdMap | None
     ops: list[Op]
     bundle: Bundle | None
@@ -166,17 +165,6 @@ class Shell:
         if fd >= 0:
             # The kernel waits for all CPUs when it takes mounts away: that is the worker's time.
             self.worker.submit(lambda: os.close(fd))
-
-
-def _end(pidfd: int) -> None:
-    """Kill PID 1, and with it everything in its PID namespace; wait until the kernel is done."""
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | WALL)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # reaped already
-    finally:
-        os.close(pidfd)
 
 
 def idmapped(fd: int, userns_fd: int, *, recursive: bool, what: str) -> None:
@@ -356,18 +344,19 @@ def thaw_at_end(group: Group, shared: Shared, stack: ExitStack) -> None:
 
 def _start(
     flags: int, shared: Shared, stack: ExitStack, bundle: Bundle | None = None
-) -> tuple[Control, int, int]:
+) -> tuple[Control, int, Pidfd]:
     """Start isobox-init in new namespaces (CLONE_NEW*): its socket, pid and pidfd. The stack ends it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         control = Control(ours.detach())
         stack.callback(control.close)
-        pid, pidfd = _spawn(flags, shared, theirs.fileno(), bundle)
+        pid, fd = _spawn(flags, shared, theirs.fileno(), bundle)
     finally:
         ours.close()
         theirs.close()
-    stack.callback(_end, pidfd)
+    pidfd = Pidfd(fd)
+    stack.callback(pidfd.end)  # and with PID 1 everything in its PID namespace
     return control, pid, pidfd
 
 

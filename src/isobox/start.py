@@ -23,6 +23,7 @@ from .hints import disk_refused, hint, unsupported
 from .idmap import IdMap
 from .interrupts import Undisturbed
 from .owners import data_dir
+from .pidfds import Pidfd
 from .plan.ops import Op, describe, encode, filesystem
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
 from .rootfs.etc import ETC, NAMED, etc_files, etc_size
@@ -78,7 +79,7 @@ class Launched:
         return self.shell.pid
 
     @property
-    def pidfd(self) -> int:
+    def pidfd(self) -> Pidfd:
         """Its init; readable once it has ended."""
         return self.shell.pidfd
 

@@ -33,7 +33,6 @@ from isobox import (
     shared,
     shells,
 )
-from isobox.programs import ended
 from leftovers import (
     count,
     descendants,
@@ -373,7 +372,7 @@ for number in range(10**8, 10**9):
             waiting = [
                 shell for wanted in list(kept) for shell in kept[wanted] if wanted.begun is taken.origin
             ]
-            assert not [shell for shell in waiting if ended(shell.pidfd)], "the child has ended them"
+            assert not [shell for shell in waiting if shell.pidfd.ended()], "the child has ended them"
             box.restore(taken)
             sh(box, "true")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -84,6 +85,44 @@ class TestStates:
             assert container.state == "stopped" and container.pid is None
             with pytest.raises(StateError, match="stopped"):
                 VERBS[verb](container)
+
+    @pytest.mark.parametrize("verb", ["kill", "wait"])
+    def test_removed_by_another_thread_meanwhile(self, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The number of its init's descriptor is another process's the next moment, which is left alone."""
+        send, poll = signal.pidfd_send_signal, select.poll
+        caller = threading.get_ident()
+        taken: list[int] = []
+
+        def meanwhile() -> None:
+            if taken or threading.get_ident() != caller:
+                return
+            removing = threading.Thread(target=container.remove)
+            removing.start()
+            removing.join(patient(30))
+            taken.extend(os.pidfd_open(bystander.pid) for _ in range(64))
+
+        def sent(fd: int, number: int) -> None:
+            meanwhile()
+            send(fd, number)
+
+        def polled() -> Any:
+            meanwhile()
+            return poll()
+
+        with subprocess.Popen(["sleep", "1000"]) as bystander, Container() as container:
+            try:
+                with monkeypatch.context() as patch:
+                    if verb == "kill":
+                        patch.setattr(signal, "pidfd_send_signal", sent)
+                        container.kill()
+                    else:
+                        patch.setattr(select, "poll", polled)
+                        assert container.wait(patient(5))
+                assert taken and bystander.poll() is None
+            finally:
+                for fd in taken:
+                    os.close(fd)
+                bystander.kill()
 
     def test_twice(self) -> None:
         with Container() as container, pytest.raises(StateError, match="running"):
