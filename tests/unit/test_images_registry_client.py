@@ -16,13 +16,14 @@ import pytest
 
 from archives import entry, packed
 from isobox import DigestMismatch, ImageError, NotFound, RegistryError
+from isobox.images.documents.descriptor import Descriptor
 from isobox.images.documents.digest import Digest
 from isobox.images.documents.media import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from isobox.images.documents.platform import Platform
 from isobox.images.documents.reference import Reference
 from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.credentials import Credential
-from isobox.images.registry.pull import pull
+from isobox.images.registry.pull import _Fetching, pull
 from isobox.images.store import Store
 
 QUICK = Patience(connect=5, silence=5, tries=3, pause=0.001, longest_pause=0.01)
@@ -481,6 +482,25 @@ class TestPulls:
 
         repository.server.answers[repository.layer] = answer
         self.fails(repository, store, "asked for what begins at byte 100, it sends", RegistryError)
+
+    @pytest.mark.parametrize("status", [400, 416, 501])
+    def test_no_ranges_at_all(self, server: Server, store: Store, status: int) -> None:
+        """What an earlier pull has left is of no use then; and not in the way."""
+        data = bytes(range(256)) * 10_000
+        digest = Digest.of(data)
+
+        def answer(handler: Any) -> None:
+            say(handler, status) if "Range" in handler.headers else say(handler, 200, data)
+
+        server.answers[f"/v2/app/blobs/{digest}"] = answer
+        descriptor = Descriptor(OCI_LAYER, digest, len(data))
+        with store.lease(), server.client() as client:
+            with store.writer(digest, len(data), resume=True) as writer:
+                writer.write(data[: 2 << 20])
+            _Fetching(store, client, Reference.parse(f"{server.address}/app:1")).blob(descriptor)
+            assert store.read(digest) == data
+        asked = [headers.get("range") for _, path, headers, _ in server.asked if "/blobs/" in path]
+        assert asked == ["bytes=2097152-", None]
 
     def test_no_layer(self, repository: Repository, store: Store) -> None:
         repository.server.answers[repository.layer] = 404

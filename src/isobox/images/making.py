@@ -26,8 +26,8 @@ from .documents.media import (
 from .documents.model import Manifest
 from .documents.platform import Platform
 from .documents.reference import Reference
-from .layout.blobs import Writer
 from .layout.choose import Chosen
+from .layout.writer import Writer
 from .store import Store
 
 __all__ = ["Added", "Changes", "add_image", "add_layer", "changed", "epoch"]

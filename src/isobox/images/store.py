@@ -29,6 +29,7 @@ from .documents.digest import Digest
 from .documents.fields import MOST_BYTES, Fields
 from .documents.reference import Reference
 from .layout.blobs import Blobs
+from .layout.halves import AGE
 from .layout.index_file import IndexFile, bare, is_unnamed, name_of, named, short_name
 from .layout.layout import OWN
 from .layout.leases import collect
@@ -324,10 +325,10 @@ class Store(Blobs):
     def prune(self, *, unnamed: bool = True, unused: bool = False) -> Pruned:
         """Remove the images without a name, and the blobs that no image and no living process needs.
 
-        What killed processes have left half-written goes too, and in the user's own store the unpacked
+        What cut and killed pulls have left half-fetched goes too, and in the user's own store the unpacked
         layers of images that are gone, but for those that a container uses. `unnamed`: False keeps the
-        images without a name. `unused`: images with names go too where no container of this user runs
-        them. What is no image, an artifact of another tool say, stays.
+        images without a name, and what was half-fetched in the last day. `unused`: images with names go too
+        where no container of this user runs them. What is no image, an artifact of another tool say, stays.
 
         An index or manifest that is damaged is an ImageError, and nothing is removed: its image's
         layers could not be told from others.
@@ -337,7 +338,7 @@ class Store(Blobs):
         free = self._unused() if unused else set()
         removed: list[Digest] = []
         with self._changing() as index, self._layout.doing("prune"):
-            kept, size = collect(self._layout)
+            kept, size = collect(self._layout, age=0.0 if unnamed else AGE)
             needed = reachable(self, index.manifests, strict=True)
             gone = [
                 entry

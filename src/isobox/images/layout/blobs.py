@@ -1,7 +1,6 @@
 """The blobs of an image layout: files named by their content, which never change.
 
-A blob is written beside the others, under no name that anybody reads, hashed on the way, synced and
-then renamed: whoever sees it sees all of it, whatever was killed or pulled out meanwhile.
+How one gets there is in writer.py.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from typing_extensions import Buffer
 
-from isobox.errors import DigestMismatch, ImageError, NotFound, StateError
+from isobox.errors import DigestMismatch, ImageError, NotFound
 
-from ..documents.digest import Digest, Hasher
-from .layout import Layout, open_file, write_all
-from .leases import Lease, Leases
+from ..documents.digest import Digest
+from .layout import Layout, open_file
+from .leases import Leases
+from .writer import Writer
 
-__all__ = ["Blobs", "Writer"]
+__all__ = ["Blobs"]
 
 MOST: Final = 4 << 20  # bytes of a manifest, an index or a config: what registries take at most
 _CHUNK: Final = 1 << 20
@@ -125,133 +124,16 @@ class Blobs:
             writer.write(data)
             return writer.commit(), len(data)
 
-    def writer(self, expected: Digest | None = None, size: int | None = None) -> Writer:
+    def writer(
+        self, expected: Digest | None = None, size: int | None = None, *, resume: bool = False
+    ) -> Writer:
         """Return a context manager that takes a blob in pieces; see `Writer`. Inside a lease.
 
         `expected` and `size` are what it must turn out to be; without `expected`, its digest is
-        SHA-256. StateError outside of a lease.
+        SHA-256. `resume`, with both: it goes on where an earlier one was cut off or killed, at
+        `Writer.written`. StateError outside of a lease.
         """
-        return Writer(self._layout, self._leases, expected, size)
-
-
-class Writer:
-    """One blob on its way into the store: `write`, then `commit`; without that nothing is left.
-
-    Not for several threads at once.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     blobs = Blobs(folder)
-    ...     with blobs.lease(), blobs.writer(size=10) as writer:
-    ...         writer.write(b"hello")
-    ...         writer.write(b"world")
-    ...         print(writer.commit())
-    sha256:936a185caaa266bb9cbe981e9e05cb78cd732b0b3280eb944412bb6f8f8f07af
-    """
-
-    def __init__(self, layout: Layout, leases: Leases, expected: Digest | None, size: int | None) -> None:
-        self._layout = layout
-        self._leases = leases
-        self._expected = expected
-        self._size = size
-        self._hasher: Hasher = (expected or Digest.of(b"")).hasher()
-        self._lease: Lease | None = None
-        self._fd = -1
-        self._name = ""
-        self._committed: Digest | None = None
-        self.written = 0
-        """Bytes so far."""
-
-    def __enter__(self) -> Self:
-        lease = self._leases.join()
-        try:
-            with self._layout.doing("make a file for a blob"):
-                self._fd, self._name = lease.new_file()
-        except BaseException:
-            self._leases.leave(lease)
-            raise
-        self._lease = lease
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        lease, self._lease = self._lease, None
-        self._discard(lease)
-        if lease is not None:
-            self._leases.leave(lease)
-
-    def _discard(self, lease: Lease | None) -> None:
-        fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        os.close(fd)
-        if lease is not None and lease.pid == os.getpid():
-            with contextlib.suppress(OSError):  # collected with the lease
-                os.unlink(self._name, dir_fd=lease.fd)
-
-    def _open(self) -> Lease:
-        if self._lease is None or self._fd < 0 or self._lease.pid != os.getpid():
-            raise StateError("this writer is not open: its blob is committed or given up")
-        return self._lease
-
-    def write(self, data: Buffer) -> None:
-        """Take in more of the blob.
-
-        Raises `DigestMismatch` as soon as it is longer than it may be, and ImageError where the
-        machine refuses (a full disk, say); the blob is given up then.
-        """
-        lease = self._open()
-        view = memoryview(data).cast("B")
-        try:
-            if self._size is not None and self.written + len(view) > self._size:
-                raise DigestMismatch(self._what(), f"{self._size} bytes", "more")
-            with self._layout.doing(f"write {self._what()}"):
-                write_all(self._fd, view)
-            self._hasher.update(view)
-        except BaseException:
-            self._discard(lease)
-            raise
-        self.written += len(view)
-
-    def commit(self) -> Digest:
-        """Publish the blob: it is there for good, even if the power fails, when this returns.
-
-        Where the store has it already, this takes its place: so a damaged one is mended. Raises
-        `DigestMismatch` where the digest or the size is not what was expected, ImageError where
-        the machine refuses; nothing is published then. A second call returns the same.
-        """
-        if self._committed is not None:
-            return self._committed
-        lease = self._open()
-        try:
-            digest = self._checked()
-            with self._layout.doing(f"write {self._what()}"):
-                os.fsync(self._fd)
-            with self._layout.locked(shared=True), self._layout.doing(f"add {digest}"):
-                lease.keep(digest)
-                with self._layout.directory("blobs", digest.algorithm, make=True) as directory:
-                    os.rename(self._name, digest.hex, src_dir_fd=lease.fd, dst_dir_fd=directory)
-                    fd, self._fd = self._fd, -1
-                    os.close(fd)
-                    os.fsync(directory)
-        except BaseException:
-            self._discard(lease)
-            raise
-        self._committed = digest
-        return digest
-
-    def _checked(self) -> Digest:
-        if self._size is not None and self.written != self._size:
-            raise DigestMismatch(self._what(), f"{self._size} bytes", f"{self.written} bytes")
-        algorithm = self._expected.algorithm if self._expected else "sha256"
-        found = Digest(algorithm, self._hasher.hexdigest())
-        if self._expected is not None and found != self._expected:
-            raise DigestMismatch(self._what(), self._expected, found)
-        return found
-
-    def _what(self) -> str:
-        return f"blob {self._expected}" if self._expected is not None else "blob"
+        return Writer(self._layout, self._leases, expected, size, resume=resume)
 
 
 class _Verified(io.RawIOBase):

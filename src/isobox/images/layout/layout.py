@@ -9,6 +9,7 @@
     .isobox/new           the next index.json while it is written, by whoever holds the lock alone
     .isobox/spare         room for the one after it, so that images can be removed from a full disk
     .isobox/leases/<id>/  what a living process works on: see leases.py
+    .isobox/halves/<blob> what was cut off, for the next one to go on with: see halves.py
 
 Other tools read the first three and leave the last alone. No symbolic link below the directory is
 ever followed: every step on the way is opened by itself.

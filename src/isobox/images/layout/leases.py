@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from isobox.errors import ImageError, StateError
 
 from ..documents.digest import Digest
+from .halves import AGE, collect_halves
 from .layout import OWN, Layout, create, held
 
 __all__ = ["Lease", "Leases", "collect"]
@@ -160,13 +161,13 @@ class Leases:
         self._lease = None
 
 
-def collect(layout: Layout) -> tuple[set[Digest], int]:
+def collect(layout: Layout, *, age: float = AGE) -> tuple[set[Digest], int]:
     """Remove what dead processes have left: what the living keep, and the bytes that were freed.
 
-    The caller holds the lock alone. Raises OSError.
+    `age`: seconds after which halves go too. The caller holds the lock alone. Raises OSError.
     """
     kept: set[Digest] = set()
-    freed = 0
+    freed = collect_halves(layout, age)
     try:
         with layout.directory(*_PLACE) as leases:
             for lease_id in os.listdir(leases):

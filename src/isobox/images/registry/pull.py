@@ -2,7 +2,7 @@
 
 Of an index the document itself and what one platform needs of it are fetched; the store takes such an
 index for an image of that platform. All is done under a lease of the store and the name comes last: killed
-at any moment, a pull leaves whole blobs that the next one finds, or nothing.
+at any moment, a pull leaves whole blobs that the next one finds, and halves that it goes on with.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from ..documents.model import parse_document
 from ..documents.platform import Platform
 from ..documents.reference import Reference
 from ..layers.unpacked import Held, Layers
-from ..layout.blobs import MOST, Writer
+from ..layout.blobs import MOST
 from ..layout.choose import Chosen, choose
+from ..layout.writer import Writer
 from ..store import Store
 from .client import Client, Patience, Response
 from .credentials import find
@@ -67,7 +68,7 @@ def pull(
     What the store has already isn't fetched again. Raises `NotFound` where the registry has no such image,
     `RegistryError` where it refuses or answers nonsense, `DigestMismatch` where it sends something else than
     what was asked for, `ImageError` where nothing of it is for the platform, and what unpacking raises. Then
-    nothing has the name that did not have it before, and what came whole is there for the next try.
+    nothing has the name that did not have it before, and what came is there for the next try.
     """
     with ExitStack() as stack:
         credential = find(reference.registry, reference.repository)
@@ -162,28 +163,51 @@ class _Fetching:
                 self.client.pause(tries)
 
     def blob(self, descriptor: Descriptor, tell: _Tell | None = None) -> None:
-        """Fetch a blob into the store; after a cut it goes on where that was."""
-        with (
-            self._from_registry(),
-            self.store.writer(descriptor.digest, descriptor.size) as writer,
-        ):
-            tries = since = 0
-            while True:
-                try:
-                    self._rest(descriptor, writer, tell)
-                    break
-                except RegistryError as error:
-                    if writer.written == descriptor.size:
-                        break  # cut behind its last byte
-                    if writer.written - since >= _ENOUGH:
-                        tries = 0
-                    tries, since = tries + 1, writer.written
-                    if not error.transient or tries >= self.client.tries:
-                        raise
-                    if tell is not None:
-                        tell("retrying", writer.written)
-                    self.client.pause(tries)
-            writer.commit()
+        """Fetch a blob into the store; after a cut it goes on where that was, an earlier pull's too."""
+        with self._from_registry():
+            if not self._fetched(descriptor, tell, resume=descriptor.size >= _ENOUGH):
+                if tell is not None:
+                    tell("retrying", 0)
+                self._fetched(descriptor, tell, resume=False)
+
+    def _fetched(self, descriptor: Descriptor, tell: _Tell | None, *, resume: bool) -> bool:
+        """Fetch a blob; False where it can't go on with what an earlier pull had left, and that is gone."""
+        with self.store.writer(descriptor.digest, descriptor.size, resume=resume) as writer:
+            if writer.resumed and tell is not None:
+                tell("downloading", writer.written)
+            try:
+                if writer.resumed < descriptor.size:
+                    self._pieces(descriptor, writer, tell)
+                writer.commit()
+            except DigestMismatch:
+                if not writer.resumed:
+                    raise
+                return False  # what was left is damaged, most likely: a loss of power, say
+            except RegistryError as error:
+                answered = error.status is not None and error.status not in (401, 403)
+                if error.transient or not answered or not 0 < writer.resumed == writer.written:
+                    raise
+                writer.drop()  # it won't have such a range
+                return False
+        return True
+
+    def _pieces(self, descriptor: Descriptor, writer: Writer, tell: _Tell | None) -> None:
+        tries, since = 0, writer.written
+        while True:
+            try:
+                self._rest(descriptor, writer, tell)
+                return
+            except RegistryError as error:
+                if writer.written == descriptor.size:
+                    return  # cut behind its last byte
+                if writer.written - since >= _ENOUGH:
+                    tries = 0
+                tries, since = tries + 1, writer.written
+                if not error.transient or tries >= self.client.tries:
+                    raise
+                if tell is not None:
+                    tell("retrying", writer.written)
+                self.client.pause(tries)
 
     @contextlib.contextmanager
     def _from_registry(self) -> Iterator[None]:
@@ -236,7 +260,8 @@ def _passed_over(response: Response, start: int) -> int:
     given = _CONTENT_RANGE.match(response.headers.get("Content-Range") or "")
     if given is None or int(given[1]) != start:
         raise RegistryError(
-            f"{response.what}: asked for what begins at byte {start}, it sends something else"
+            f"{response.what}: asked for what begins at byte {start}, it sends something else",
+            status=response.status,
         )
     return 0
 
