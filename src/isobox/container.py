@@ -256,11 +256,12 @@ class Container(Lifecycle):
         >>> image.remove()
         """
         known(changes, ConfigOptions.__annotations__)
-        launched = self._running("commit", paused=True).launched
+        self._running("commit", paused=True)
         with forks.whole:
             from . import commit
             from .images.making import Changes
         with self._lock:
+            launched = self._running("commit", paused=True).launched  # another thread may remove it
             return commit.commit(
                 launched,
                 shared(),

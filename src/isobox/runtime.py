@@ -7,6 +7,7 @@ and collects what it names. Two places, both made on first use::
     <state>   /run/isobox (root), $XDG_RUNTIME_DIR/isobox, /tmp/isobox-<uid>; or ISOBOX_STATE_DIR
       lock                  held while anything below changes
       owners/<id>/lock      held by the owner for life; beside it what the owner keeps for itself
+      owners/<id>/attended  the sockets on which an isobox run answers other commands about its container
       names/<name>          the id of the owner that has a container of this name
       ranges/<base>-<n>     the id of the owner that has these n host ids
     <data>    /var/lib/isobox (root), $XDG_DATA_HOME/isobox, ~/.local/share/isobox; or ISOBOX_DATA_DIR
@@ -283,6 +284,14 @@ class Owner:
                     f"{closed} is closed to others, and to the root of a container, an ordinary user here",
                     f"chmod o+x {closed}, or set ISOBOX_STATE_DIR to another place",
                 )
+        return path
+
+    def closed_directory(self, name: str) -> str:
+        """As `directory`, but nobody else can reach it, no container's root either."""
+        self._usable()
+        path = f"{self._registry.owner(self.id)}/{name}"
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
         return path
 
     def disk_dir(self) -> str:

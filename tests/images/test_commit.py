@@ -537,8 +537,6 @@ class TestCommandLine:
             (["--commit", "new:1", "--change", "RUN x", "base:1", "true"], "RUN x"),
         ):
             assert told in isobox_command("run", *options, status=125)[1]
-        for name in ("commit", "diff"):
-            assert f"isobox run --{name}" in isobox_command(name, "base:1", status=125)[1]
         assert [found.references for found in Image.all()] == [("base:1",)]
 
     def test_export_and_import(self, image: Image, tmp_path: Path) -> None:

@@ -288,3 +288,23 @@ class TestSaveAndLoad:
         assert b"ends early" in run("load", data=data[:5000], status=125)
         assert Image.all() == []
         assert run("load", data=data) == b"app:1\n" and Image.all() == [image]
+
+
+class TestDiff:
+    def test_of_images(self, isobox: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ISOBOX_STATE_DIR", str(tmp_path / "state"))
+        made(tmp_path, "app:1")
+        above = packed(entry(".wh.a"), entry("b", b"3"), entry("\x1b[2J", b""))
+        Image.load(archive(tmp_path / "app.tar", *LAYERS, above, tags=("app:2",)))
+        for args in (("app:1", "app:2"), ("app:2",)):
+            assert isobox("diff", *args) == "A /\\x1b[2J\nD /a\nC /b\n"
+        assert json.loads(isobox("diff", "--json", "app:2"))[1] == {"kind": "deleted", "path": "/a"}
+        assert isobox("diff", "app:1", "app:1") == ""
+        for args, told in (
+            (("none",), "no container 'none' runs, and the store has no such image. No container of yours"),
+            (("No Name",), "no container 'No Name' runs, and"),
+            (("app:1", "none:1"), "no image 'none:1'"),
+            ((), "CONTAINER|IMAGE"),
+        ):
+            assert told in isobox.refused("diff", *args)
+        assert not (tmp_path / "state").exists()

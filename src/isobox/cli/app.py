@@ -13,6 +13,8 @@ from isobox.cli import ISOBOX_ERROR
 from isobox.errors import IsoboxError, NotFound, SpecError
 
 COMMANDS = (
+    "commit",
+    "diff",
     "doctor",
     "explain",
     "export",
@@ -37,13 +39,6 @@ _IMAGES = (
     'IMAGE is "host" (this machine\'s system), a name that isobox images lists, '
     "or the path of a folder or a tar such as ./rootfs"
 )
-
-_OTHERWISE = {
-    "commit": "A container ends with its command, so that is what to commit: "
-    "isobox run --commit NAME IMAGE COMMAND",
-    "diff": "A container ends with its command, so that is what to look at: isobox run --diff IMAGE COMMAND",
-}
-"""Docker's commands for containers that stay."""
 
 _OPTIONS_OF_FIELDS = {
     "args": "COMMAND",
@@ -84,8 +79,6 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _OTHERWISE:
-            raise click.UsageError(_OTHERWISE[cmd_name])
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"isobox.cli.{cmd_name}").command

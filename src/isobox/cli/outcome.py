@@ -12,7 +12,7 @@ from isobox import Container
 from isobox.cli.instructions import config_options
 from isobox.errors import printable
 
-_LETTERS = {"added": "A", "modified": "C", "deleted": "D"}
+LETTERS = {"added": "A", "modified": "C", "deleted": "D"}
 
 
 def committing(image: str, given: Mapping[str, Any]) -> Callable[[Container], None] | None:
@@ -39,4 +39,4 @@ def committing(image: str, given: Mapping[str, Any]) -> Callable[[Container], No
 def show_changes(container: Container) -> None:
     """Print what it changed as ``docker diff`` does: A for added, C for changed, D for deleted."""
     for change in container.changes():
-        print(_LETTERS[change.kind], printable(change.path), file=sys.stderr)
+        print(LETTERS[change.kind], printable(change.path), file=sys.stderr)

@@ -13,6 +13,7 @@ import click
 from isobox import Container, ExecError, ImageError, NotFound, Result
 from isobox.checks import is_path
 from isobox.cli import report, signals, status, terminal
+from isobox.cli.attended import attending
 from isobox.cli.options import container_arguments, container_options
 from isobox.cli.outcome import committing, show_changes
 from isobox.cli.sections import SectionedCommand, option, together
@@ -87,10 +88,11 @@ def command(image: str, command: tuple[str, ...], **given: Any) -> int:
     try:
         with signals.ending(), _container(image, arguments, given["pull"]) as container:
             command = _command(container, command, given["entrypoint"])
-            if given["tty"]:
-                result = _in_terminal(container, command, limits, given["interactive"])
-            else:
-                result = _with_streams(container, command, limits, given["interactive"], given["as_json"])
+            with attending(container):
+                if given["tty"]:
+                    result = _in_terminal(container, command, limits, given["interactive"])
+                else:
+                    result = _with_streams(container, command, limits, given["interactive"], given["as_json"])
             about = {"id": container.id, "name": container.name}
             if given["diff"]:
                 show_changes(container)
