@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Final
 
 from attrs import evolve, frozen
 
@@ -29,11 +27,9 @@ from .documents.reference import Reference
 from .layout.choose import Chosen
 from .layout.writer import Writer
 from .store import Store
+from .tar.gzipping import Gzipping
 
 __all__ = ["Added", "Changes", "add_image", "add_layer", "changed", "epoch"]
-
-_LEVEL: Final = 4  # twice as fast as 6, which others take, and 4 % larger: a container stands still meanwhile
-_GZIP: Final = 31  # zlib's number for gzip, with the largest window; its header has no name and no time
 
 
 @frozen
@@ -44,37 +40,24 @@ class Added:
     diff_id: Digest
 
 
-class _Layer:
-    """Takes a layer's archive: hashes it, compresses it, and hands that to the store."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self._hasher = hashlib.sha256()
-        # Always zlib's: what is installed beside it must not change what equal content becomes.
-        self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._hasher.update(data)
-        packed = self._compressor.compress(data)
-        if packed:
-            self._writer.write(packed)
-
-    def finish(self) -> Added:
-        self._writer.write(self._compressor.flush())
-        digest = self._writer.commit()
-        descriptor = Descriptor(OCI_LAYER_GZIP, digest, self._writer.written)
-        return Added(descriptor, Digest("sha256", self._hasher.hexdigest()))
-
-
 def add_layer(store: Store, fill: Callable[[Callable[[bytes | memoryview], None]], None]) -> Added:
     """Add what `fill` hands to the function that it is given, a tar archive; inside a lease.
 
     It is compressed with gzip: the same archive gives the same blob wherever the zlib is the same.
     """
+    hasher = hashlib.sha256()
     with store.writer() as writer:
-        layer = _Layer(writer)
-        fill(layer.write)
-        return layer.finish()
+        with Gzipping(writer.write) as packed:
+
+            def write(data: bytes | memoryview) -> None:
+                hasher.update(data)
+                packed.write(data)
+
+            fill(write)
+            packed.finish()
+        digest = writer.commit()
+        descriptor = Descriptor(OCI_LAYER_GZIP, digest, writer.written)
+    return Added(descriptor, Digest("sha256", hasher.hexdigest()))
 
 
 @frozen
