@@ -292,9 +292,9 @@ class Container(Lifecycle):
 
         That is its root file system: what lies in `mounts`, in /dev/shm or in the memory of processes is no
         part of it. The container goes on; while its files are copied it is frozen, so that they are of one
-        moment (where there is no freezer, see ``isobox doctor``, it runs on: `pause` it or have its
-        programs rest). The copy lies where `upper` says; in memory it counts as this process's,
-        not the container's, and is bounded as the container's layer is.
+        moment (where there is no freezer, see ``isobox doctor``, it runs on: have its programs rest
+        meanwhile). The copy lies where `upper` says; in memory it counts as this process's, not the
+        container's, and is bounded as the container's layer is.
 
         Raises `StateError`, `SetupError`, `UnsupportedError`, `CgroupError`.
 

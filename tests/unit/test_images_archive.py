@@ -172,6 +172,20 @@ class TestLayout:
             load(store, io.BytesIO(packed(entry("index.json", document))))
         assert store.references() == ()
 
+    def test_one_of_two_is_damaged(self, store: Store) -> None:
+        """Then neither gets its name."""
+        with tarfile.open(fileobj=io.BytesIO(layout())) as tar:
+            *parts, index = [(info, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+        other = {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(b"none")), "size": 4}
+        other |= {"annotations": {"org.opencontainers.image.ref.name": "other:1"}}
+        document = json.loads(index[1])
+        document["manifests"].append(other)
+        with pytest.raises(ImageError, match=str(Digest.of(b"none"))):
+            load(store, io.BytesIO(packed(*parts, entry("index.json", json.dumps(document).encode()))))
+        assert store.references() == ()
+        load(store, io.BytesIO(layout()))
+        check(store)
+
     @pytest.mark.parametrize("name", ["blobs/sha256/../../../x", "blobs/md5/" + "0" * 32, "blobs/sha256/XY"])
     def test_odd_names_of_blobs(self, store: Store, name: str) -> None:
         try:

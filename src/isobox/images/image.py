@@ -358,7 +358,11 @@ class Image:
         return str(descriptor.digest)
 
     def tag(self, reference: str) -> Image:
-        """Give it one more name, which another image may have had; return it with all its names."""
+        """Give it one more name, which another image may have had; return it with all its names.
+
+        A name without a tag gets ``latest``. Raises `InvalidReference`, and `ImageError` where a part of the
+        image is gone from the store.
+        """
         self._store.tag(Reference.parse(reference), self._descriptor)
         names = _names(self._store, self._descriptor)
         return Image(self._store, self._descriptor, self._chosen, _familiar(names))

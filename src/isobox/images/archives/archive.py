@@ -23,7 +23,7 @@ from ..documents.media import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_Z
 from ..documents.model import Manifest
 from ..documents.reference import Reference
 from ..layout.index_file import IndexFile, bare, name_of
-from ..layout.walk import is_image
+from ..layout.walk import is_image, missing
 from ..store import Store
 from ..tar.compression import GZIP, ZSTD, decompressed
 from ..tar.stream import Entry, TarStream
@@ -68,6 +68,10 @@ def load(store: Store, file: IO[bytes], *, most_bytes: int = MOST_BYTES) -> tupl
         images = tuple(image for image in images if image.references or is_image(store, image.descriptor))
         if not images:
             raise ImageError("the archive holds no image: what it has are artifacts without names")
+        for image in images:
+            lacking = missing(store, image.descriptor)
+            if lacking is not None:
+                raise ImageError(f"the archive lacks the blob {lacking}, which an image of it needs")
         for image in images:
             for reference in image.references:
                 store.tag(reference, image.descriptor)
