@@ -25,7 +25,6 @@ from .documents.model import Manifest
 from .documents.platform import Platform
 from .documents.reference import Reference
 from .layout.choose import Chosen
-from .layout.writer import Writer
 from .store import Store
 from .tar.gzipping import Gzipping
 
