@@ -1,8 +1,12 @@
 /* The extension: anything on a control socket and on the pipes of an exec, with real sockets and pipes.
  *
  * The input's first byte chooses: answers on a socket, or the streams of an exec. */
-#include "extension.c"
+#include "sockets.c"
 
+#include "pump.c"
+
+#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 
 static const uint8_t *input;

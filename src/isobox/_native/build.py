@@ -21,6 +21,7 @@ def declarations() -> str:
     return re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
 
 
+SOURCES = ("spawn.c", "sockets.c", "pump.c", "calls.c", "files.c")
 SANITIZE = os.environ.get("ISOBOX_SANITIZE") == "1"
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"]
 SANITIZERS = [
@@ -35,7 +36,7 @@ ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "isobox._native._isobox",
     '#include "extension.h"',
-    sources=[os.path.relpath(HERE / name) for name in ("extension.c", "files.c")],
+    sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     extra_compile_args=[*WARNINGS, *(SANITIZERS if SANITIZE else ["-O2"])],
     extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],

@@ -175,7 +175,7 @@ enum isobox_pump_event {
     ISOBOX_PUMP_STATUS = 8,      /* the status record arrived; pump again to drain */
 };
 
-/* Everything that waiting for one exec needs; see isobox_pump in extension.c. */
+/* Everything that waiting for one exec needs; see isobox_pump_run in pump.c. */
 struct isobox_pump {
     int status_fd;
     int stdin_fd;
