@@ -324,6 +324,28 @@ def interrupt_at(place: int) -> Iterator[list[int]]:
             sys.setprofile(None)
 
 
+def test_a_program_that_closes_its_stdin_ends_nobody() -> None:
+    """Many programs have SIGPIPE at its default, so that they end quietly in a pipeline."""
+    code = """
+import signal
+from isobox import PIPE, Container
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+closes, much = ["sh", "-c", "exec 0<&-; sleep 0.1"], b"x" * (1 << 20)
+with Container() as c:
+    assert c.exec(closes, input=much).returncode == 0
+    with c.popen(closes, stdin=PIPE) as p:
+        assert p.communicate(much) == (b"", b"")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
+    assert c.exec(closes, input=much).returncode == 0
+    assert signal.sigpending() == set()
+    signal.raise_signal(signal.SIGPIPE)
+    assert c.exec(closes, input=much).returncode == 0
+    assert signal.sigpending() == {signal.SIGPIPE}, "its own"
+"""
+    done = program(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class TestForks:
     def test_a_child_ends_nothing_of_its_parent_s(self) -> None:
         for leave in (os._exit, sys.exit):

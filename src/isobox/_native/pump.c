@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -92,9 +93,29 @@ static int pump_failed(struct isobox_pump *pump, int error)
     return ISOBOX_PUMP_ERROR;
 }
 
+/* write(2) without its SIGPIPE: a program may close its stdin at any time, and end a host program so that has this
+ * signal at its default. One that was pending before stays so. */
+static ssize_t write_quietly(int fd, const unsigned char *data, unsigned long size)
+{
+    const struct timespec at_once = {0, 0};
+    sigset_t broken, before, pending;
+    sigemptyset(&broken);
+    sigaddset(&broken, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &broken, &before);
+    sigpending(&pending);
+    ssize_t written = write(fd, data, size);
+    int error = errno;
+    if (written < 0 && error == EPIPE && !sigismember(&pending, SIGPIPE))
+        sigtimedwait(&broken, 0, &at_once);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+    errno = error;
+    return written;
+}
+
 static void feed(struct isobox_pump *pump)
 {
-    ssize_t written = write(pump->stdin_fd, pump->input + pump->input_done, pump->input_size - pump->input_done);
+    const unsigned char *rest = pump->input + pump->input_done;
+    ssize_t written = write_quietly(pump->stdin_fd, rest, pump->input_size - pump->input_done);
     if (written > 0)
         pump->input_done += (unsigned long)written;
     int over = pump->input_done >= pump->input_size;
