@@ -30,6 +30,7 @@ from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.credentials import Credential, save
 from isobox.images.registry.pull import pull
 from isobox.images.store import Store
+from leftovers import wait_until
 from made import archive, base, upper
 from patience import patient
 from pushed import HERE, noise, put, put_image
@@ -224,6 +225,27 @@ class TestWhoMay:
                 save(registry.address, Credential(identity_token=identity))
                 Image.get(name).remove()
                 assert Image.pull(name).references == (name,)
+
+    def test_a_token_that_runs_out_on_the_way(self, tmp_path: Path) -> None:
+        with running_registry(tmp_path / "r", users={"anna": "x"}, tokens=True) as registry:
+            layers = [packed(entry(f"{number}", b"x")) for number in range(6)]
+            push_with_skopeo(archive(tmp_path / "a.tar", *layers), registry, "app:1", login=("anna", "x"))
+            tokens = registry.tokens
+            assert tokens is not None
+            tokens.asked.clear()
+            tokens.lifetimes[:] = [2]  # it says 60
+            save(registry.address, Credential("anna", "x"))
+            waited: list[Progress] = []
+
+            def wait(progress: Progress) -> None:
+                if progress.step == "downloaded" and not waited:
+                    waited.append(progress)
+                    began = time.time()
+                    assert wait_until(lambda: time.time() > began + 3)
+
+            name = f"{registry.address}/app:1"
+            assert Image.pull(name, progress=wait).references == (name,)
+            assert len(tokens.asked) == 2 and len(waited) == 1
 
     def test_tls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with running_registry(tmp_path / "r", tls=True) as registry:

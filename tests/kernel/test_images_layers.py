@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from isobox.images.layers.layer import unpack_layer
 from isobox.images.layers.mounted import Mount, mount, possible
 from isobox.images.layers.packed import pack_layer
 from listing import listing
+from patience import patient
 from programs import ROOT
 from requirements import program
 from shapes import STACK, compared, dated, merged, shaped
@@ -27,6 +29,44 @@ def as_file(request: pytest.FixtureRequest, tmp_path: Path) -> bool:
     if request.param == "file" and not (ROOT and possible(str(tmp_path))):
         pytest.skip("nothing mounts a file here")
     return bool(request.param == "file")
+
+
+FULL = """
+import errno, gzip, io, os, sys
+sys.path = {path}
+from archives import entry, packed
+from isobox import SetupError
+from isobox.images.documents.digest import Digest
+from isobox.images.layers.unpacked import Layers
+
+def ensure(layers, below, *entries):
+    data = packed(*entries)
+    return layers.ensure(below, Digest.of(data), lambda: io.BytesIO(gzip.compress(data, 1)))
+
+with Layers({folder!r} + "/layers") as layers, ensure(layers, None, entry("first", b"x")) as first:
+    free = os.statvfs({folder!r}).f_bfree
+    bombs = [entry("zeros", bytes(64 << 20))], [entry(str(number)) for number in range(3000)]
+    for bomb in bombs * 2:
+        try:
+            ensure(layers, first, *bomb)
+        except SetupError as error:
+            assert error.errno == errno.ENOSPC and "isobox prune" in str(error), error
+            print("full")
+        assert layers.chain_ids() == [first.chain_id] and os.statvfs({folder!r}).f_bfree >= free - 4
+    with ensure(layers, first, entry("second", b"x")) as second:
+        assert len(second.lowers) == 2 and os.path.exists(first.lowers[0] + "/first")
+"""
+
+
+@pytest.mark.requires("user_namespaces")
+def test_what_fills_the_disk(tmp_path: Path) -> None:
+    """Bombs of bytes and of files: nothing of them is left, nothing earlier is lost, the next one fits."""
+    code = FULL.format(path=sys.path, folder=str(tmp_path))
+    namespaces = ["--mount"] if ROOT else ["--user", "--map-root-user", "--mount"]
+    mounted = 'mount -t tmpfs -o size=4m,nr_inodes=2000 tmpfs "$0" && exec "$@"'
+    command = ["unshare", *namespaces, "sh", "-c", mounted, str(tmp_path), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60))
+    assert done.returncode == 0 and done.stdout == "full\n" * 4, (done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.server
 import io
 import json
@@ -18,9 +19,10 @@ from archives import entry, packed
 from isobox import DigestMismatch, ImageError, NotFound, RegistryError
 from isobox.images.documents.descriptor import Descriptor
 from isobox.images.documents.digest import Digest
-from isobox.images.documents.media import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from isobox.images.documents.media import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from isobox.images.documents.platform import Platform
 from isobox.images.documents.reference import Reference
+from isobox.images.layers.unpacked import Layers
 from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.credentials import Credential
 from isobox.images.registry.pull import _Fetching, pull
@@ -189,6 +191,26 @@ class TestRequests:
         server.answers["/v2/app/tags/list"] = answer
         with server.client() as client, pytest.raises(RegistryError, match="more than 1000 bytes"):
             get(client)
+
+    def test_a_slow_answer(self, server: Server) -> None:
+        """Byte by byte, so that it is never silent."""
+        done = threading.Event()
+
+        def answer(handler: Any) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            with contextlib.suppress(OSError):
+                while not done.wait(0.01):
+                    handler.wfile.write(b"x")
+
+        server.answers["/v2/app/tags/list"] = answer
+        patience = Patience(silence=0.3, tries=2, pause=0.001)
+        try:
+            with Client(server.address, patience=patience) as client:
+                with pytest.raises(RegistryError, match="too slow: [0-9]+ bytes") as refused:
+                    get(client)
+                assert refused.value.transient
+        finally:
+            done.set()
 
     def test_nobody_there(self) -> None:
         with Server() as server:
@@ -434,6 +456,99 @@ class TestPulls:
 
         repository.server.answers[repository.layer] = answer
         self.fails(repository, store, "registry sends it: expected .* bytes, found more", DigestMismatch)
+
+    @pytest.mark.parametrize("size", [0, len(LAYER) - 1, len(LAYER) + 1, 1 << 62])
+    def test_sizes_that_lie(self, repository: Repository, store: Store, size: int) -> None:
+        repository.manifest["layers"][0]["size"] = size
+        repository.put()
+        self.fails(repository, store, "ended after|expected .* bytes, found more|as the registry sends it")
+
+    def test_no_lengths(self, repository: Repository, store: Store) -> None:
+        """What doesn't say how long it is ends with its connection, or in chunks."""
+
+        def to_its_end(handler: Any) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n" + LAYER)
+            handler.close_connection = True
+
+        def chunked(handler: Any) -> None:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(LAYER), LAYER)
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + data)
+
+        for answer in (to_its_end, chunked):
+            repository.server.answers[repository.layer] = answer
+            self.pull(repository.server, store)
+            (name,) = store.references()
+            store.untag(name)
+            assert len(store.prune().blobs) == 3
+
+    def test_compressed_on_the_way(self, repository: Repository, store: Store) -> None:
+        """Nobody asked for that, and what is hashed is what comes."""
+        data = gzip.compress(LAYER)
+        repository.server.answers[repository.layer] = lambda handler: say(
+            handler, 200, data, Content_Encoding="gzip"
+        )
+        self.fails(repository, store, "ended after")
+
+    @pytest.mark.parametrize(
+        ("config", "why"),
+        [
+            (b"{}", "rootfs: expected an object"),
+            (b"[]", "expected"),
+            (b"\xff\xfe", "UTF-8|JSON"),
+            (b"[" * 100_000, "in each other"),
+            (b'{"os":"linux","architecture":"%b","rootfs":{"type":"layers","diff_ids":[]}}', "diff_ids"),
+            (b'{"os":"plan9","architecture":"%b","rootfs":{"type":"layers","diff_ids":["%b"]}}', "plan9"),
+        ],
+    )
+    def test_configs_that_lie(self, repository: Repository, store: Store, config: bytes, why: str) -> None:
+        here = Platform.here().architecture.encode(), str(Digest.of(LAYER)).encode()
+        data = config % here[: config.count(b"%b")]
+        repository.manifest["config"] |= repository.blob(data)
+        repository.put()
+        self.fails(repository, store, why)
+
+    def test_another_content_than_the_config_means(
+        self, repository: Repository, store: Store, tmp_path: Path
+    ) -> None:
+        """Found out when it is unpacked: no name, no layer; what came whole stays for the next one."""
+        config = {
+            "os": "linux",
+            "architecture": Platform.here().architecture,
+            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(b"another"))]},
+        }
+        repository.manifest["config"] |= repository.blob(json.dumps(config).encode())
+        repository.put()
+        with Layers(tmp_path / "layers") as layers:
+            reference = Reference.parse(f"{repository.server.address}/app:1")
+            with pytest.raises(DigestMismatch):
+                pull(store, reference, patience=QUICK, layers=layers)
+            assert layers.chain_ids() == [] and store.references() == ()
+            Repository(repository.server)
+            pull(store, reference, patience=QUICK, layers=layers)
+            assert len(layers.chain_ids()) == 1 and store.references() == (reference,)
+
+    def test_a_platform_that_is_not_there(self, repository: Repository, store: Store) -> None:
+        manifest = json.dumps(repository.manifest).encode()
+        repository.server.answers[f"/v2/app/manifests/{Digest.of(manifest)}"] = manifest
+        entry = {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(manifest)), "size": len(manifest)}
+        entry["platform"] = {"os": "linux", "architecture": "s390x"}
+        repository.manifest = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+        repository.put(OCI_INDEX)
+        self.fails(repository, store, "s390x")
+
+    @pytest.mark.parametrize("kind", [OCI_INDEX, OCI_MANIFEST])
+    def test_indexes_without_end(self, repository: Repository, store: Store, kind: str) -> None:
+        """Each leads to another one, which the innermost can't; or is called a manifest."""
+        found = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+        for _ in range(20):
+            data = json.dumps(found).encode()
+            digest = str(Digest.of(data))
+            repository.server.answers[f"/v2/app/manifests/{digest}"] = data
+            entry = {"mediaType": kind, "digest": digest, "size": len(data)}
+            found = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] * 50}
+        repository.manifest = found
+        repository.put(OCI_INDEX)
+        self.fails(repository, store, "without an end|mediaType|is for|no image")
 
     def test_a_layer_that_is_always_cut(self, repository: Repository, store: Store) -> None:
         def answer(handler: Any) -> None:

@@ -50,6 +50,11 @@ from .packed import pack_layer
 __all__ = ["Held", "Layers"]
 
 _FILE: Final = "layer.erofs"
+_FULL: Final = {
+    errno.ENOSPC: "Free some space there (isobox prune removes what no image needs), or name another "
+    "folder in ISOBOX_DATA_DIR",
+    errno.EDQUOT: "Free some space of this user's (isobox prune removes what no image needs)",
+}
 _MOST_FILES: Final = 8
 _MOST_BELOW: Final = 1024  # more than any image has; a loop on disk ends
 
@@ -245,9 +250,13 @@ class Layers:
                         pass
                 _native.sync_file_system(fd)  # once: fsync of each file takes many times as long
                 self._publish(work, chain_id)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self._delete(work)
+            if isinstance(error, SetupError) and (number := error.errno) in _FULL:
+                raise SetupError(
+                    number, f"unpack into {self._places}", stage="layer", hint=_FULL[number]
+                ) from error
             raise
         finally:
             os.close(fd)

@@ -7,6 +7,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -38,12 +39,14 @@ _FOLDER: Final = "~/.config/containers/certs.d/HOST:PORT, named as the registry 
 class Patience:
     """How long a registry is waited for, in seconds, and how often it is asked (`tries`).
 
-    `connect`: for a connection; `silence`: for the next bytes. Before it is asked again `pause` passes, then
+    `connect`: for a connection; `silence`: for the next bytes. In so many seconds at least `least` bytes a
+    second come of what it sends, or it counts as cut. Before it is asked again `pause` passes, then
     twice that and so on, or what the registry asks for in Retry-After; `longest_pause` at most.
     """
 
     connect: float = 15.0
     silence: float = 60.0
+    least: int = 1024
     tries: int = 5
     pause: float = 0.5
     longest_pause: float = 60.0
@@ -57,19 +60,39 @@ class Response:
     """
 
     def __init__(
-        self, raw: urllib3.BaseHTTPResponse, url: str, what: str, forget: Callable[[Response], object]
+        self,
+        raw: urllib3.BaseHTTPResponse,
+        url: str,
+        what: str,
+        patience: Patience,
+        forget: Callable[[Response], object],
     ) -> None:
         self._raw = raw
         self.what = what
         self._forget = forget
+        self._patience = patience
+        self._since = time.monotonic()
+        self._came = 0
         self.status: int = raw.status
         self.headers: Mapping[str, str] = raw.headers
         self.url = url
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes, and none at the end; `RegistryError` where the connection is cut."""
+        """Return at most `size` bytes, as many as are there, and none at the end.
+
+        `RegistryError` where the connection is cut, and where what comes takes too long.
+        """
         with _as_registry_error(self.what):
-            return self._raw.read(size)
+            data: bytes = self._raw.read1(size)
+        self._came += len(data)
+        seconds = time.monotonic() - self._since
+        if data and seconds > self._patience.silence:
+            if self._came < self._patience.least * seconds:
+                raise RegistryError(
+                    f"{self.what}: too slow: {self._came} bytes came in {seconds:.0f} seconds", transient=True
+                )
+            self._since, self._came = time.monotonic(), 0
+        return data
 
     def read_all(self, most: int) -> bytes:
         """Return the whole body; `RegistryError` where it has more than `most` bytes."""
@@ -153,7 +176,7 @@ class Wire:
                     decode_content=False,
                 )
         self.answered = True
-        response = Response(raw, url, what, self._open.discard)
+        response = Response(raw, url, what, self._patience, self._open.discard)
         self._open.add(response)
         if self._stop.is_set():
             response.shutdown()
