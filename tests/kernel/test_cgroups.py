@@ -18,7 +18,7 @@ import pytest
 
 from isobox.cgroups import CgroupHost, Controller, Group, Groups, discover
 from isobox.cgroups.convert import huge_page_name, huge_pages
-from isobox.cgroups.group import DEFAULT_PIDS
+from isobox.cgroups.limited import DEFAULT_PIDS
 from isobox.errors import CgroupError, StateError, UnsupportedError
 from isobox.spec import IoLimit, Limits
 from patience import patient

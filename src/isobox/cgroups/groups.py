@@ -26,7 +26,8 @@ from .dialect import Reading
 from .directory import Tree
 from .discovery import CgroupHost, discover, in_kernel, own_group
 from .ending import end, remove_all
-from .group import DEFAULT_PIDS, Group
+from .group import Group
+from .limited import DEFAULT_PIDS
 from .trees import SELDOM, make_trees
 
 _WANTED: Final = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio")
