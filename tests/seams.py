@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import isobox
-from isobox import _native, idmap, shells
+from isobox import _native, idmap, spawn
 from leftovers import at_rest, close_shared, settled
 
 MOST = 2000
@@ -24,7 +24,7 @@ CALLS: dict[Any, str] = {
     os: "open mkdir write pread read pipe dup pidfd_open chmod chown fchmod mknod symlink "
     "memfd_create stat listdir",
     idmap: "write",
-    shells.socket: "socketpair",
+    spawn.socket: "socketpair",
 }
 
 

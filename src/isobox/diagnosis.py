@@ -20,9 +20,7 @@ from isobox.errors import CleanupError, IsoboxError, UnsupportedError
 from isobox.findings import Item, Status
 from isobox.hints import NESTED, disk_refused, overlay_refused, proc_refused, unsupported
 from isobox.host import features
-from isobox.plan.ops import HOST_PATH, make
-from isobox.probes import (
-    ATTR_QUIET,
+from isobox.plan.ops import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -31,10 +29,10 @@ from isobox.probes import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
-    Probes,
-    Refusal,
-    for_host,
+    HOST_PATH,
+    make,
 )
+from isobox.probes import ATTR_QUIET, Probes, Refusal, for_host
 from isobox.runtime import Owner
 from isobox.security import seccomp
 from isobox.spec import IoLimit, Limits

@@ -23,8 +23,8 @@ from .errors import CgroupError, CleanupError, IsoboxError, SetupError, StateErr
 from .hints import hint
 from .programs import Programs, check_owner
 from .shared import shared
-from .shells import thaw_at_end
 from .show import show
+from .spawn import thaw_at_end
 from .spec import ContainerSpec
 from .start import claim_name, launch, make_id
 

@@ -2,6 +2,7 @@
 
 Each costs about a millisecond and leaves nothing: what it mounts is gone with its namespaces.
 
+>>> from isobox.plan.ops import CLONE_NEWUTS
 >>> with Probes("/tmp", for_host()) as probes:
 ...     refused = probes.run(CLONE_NEWUSER | CLONE_NEWUTS, [make("HOSTNAME", strings=(b"box",))])
 """
@@ -29,6 +30,8 @@ from isobox.plan.ops import (
     ATTR_NODEV,
     ATTR_NOEXEC,
     ATTR_NOSUID,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
     HOST_PATH,
     Op,
     describe,
@@ -37,15 +40,7 @@ from isobox.plan.ops import (
     make,
 )
 
-# include/uapi/linux/sched.h, wait.h and mount.h
-CLONE_NEWTIME: Final = 0x00000080
-CLONE_NEWNS: Final = 0x00020000
-CLONE_NEWCGROUP: Final = 0x02000000
-CLONE_NEWUTS: Final = 0x04000000
-CLONE_NEWIPC: Final = 0x08000000
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWPID: Final = 0x20000000
-CLONE_NEWNET: Final = 0x40000000
+# include/uapi/linux/mount.h
 MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
 ATTR_QUIET: Final = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 

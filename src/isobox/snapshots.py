@@ -28,8 +28,10 @@ from .plan.copy import Copying, copy_plan
 from .plan.ops import Op, describe, encode
 from .rootfs.layers import Begun, Etc, Rootfs
 from .shared import Shared
-from .shells import Descriptors, idmapped, shells, start_init, thaw_at_end
+from .shell import Descriptors, idmapped
+from .shells import shells
 from .sources import Origin
+from .spawn import start_init, thaw_at_end
 from .spec import ContainerSpec
 from .start import Launched
 

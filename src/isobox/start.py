@@ -32,8 +32,10 @@ from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, landlock, seccomp
 from .shared import Shared
-from .shells import Descriptors, Shell, Wanted, idmapped, late_namespaces, shell_plan, shells
+from .shell import Descriptors, Shell, Wanted, idmapped, shell_plan
+from .shells import shells
 from .sources import Defaults, Origin, Source, open_origin
+from .spawn import late_namespaces
 from .spec import ContainerSpec, Mount
 
 

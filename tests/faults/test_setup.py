@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import isobox
-from isobox import Container, _native, idmap, shells, start
+from isobox import Container, _native, idmap, shell, start
 from isobox import host as hosts
 from isobox.control import Control
 from isobox.plan.ops import encode_op, make
@@ -231,7 +231,7 @@ def test_no_more_processes() -> None:
 
 
 def test_the_kernel_refuses_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shells.Wanted, "flags", property(lambda self: 0x10000000 | 0x200))  # + CLONE_FS
+    monkeypatch.setattr(shell.Wanted, "flags", property(lambda self: 0x10000000 | 0x200))  # + CLONE_FS
     with pytest.raises(isobox.SetupError) as caught:
         Container("host").start()
     assert caught.value.errno == errno.EINVAL and caught.value.stage == "spawn" and caught.value.op == "clone"
@@ -264,7 +264,7 @@ def test_an_interrupt(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A KeyboardInterrupt in the middle of a start is no exception to the rule."""
     places: dict[str, tuple[Any, str]] = {
         "control": (idmap, "write"),
-        "pidfd": (shells.Control, "prepare"),
+        "pidfd": (shell.Control, "prepare"),
         "group": (start.Control, "setup"),
     }
 

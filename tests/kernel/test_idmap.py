@@ -11,8 +11,8 @@ import pytest
 from isobox import idmap
 from isobox.discard import remove_tree, remove_tree_mapped
 from isobox.errors import SetupError
-from isobox.plan.ops import make
-from isobox.probes import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Probes, for_host
+from isobox.plan.ops import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, make
+from isobox.probes import Probes, for_host
 from isobox.runtime import Owner
 
 pytestmark = pytest.mark.requires("user_namespaces")

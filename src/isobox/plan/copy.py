@@ -11,10 +11,8 @@ from typing import Final
 
 from attrs import frozen
 
-from .ops import ATTR_NODEV, Op, make
+from .ops import ATTR_NODEV, CLONE_NEWNS, CLONE_NEWUSER, Op, make
 
-CLONE_NEWNS: Final = 0x00020000  # include/uapi/linux/sched.h
-CLONE_NEWUSER: Final = 0x10000000
 RLIMIT_NOFILE: Final = 7  # include/uapi/asm-generic/resource.h
 
 

@@ -13,13 +13,21 @@ from attrs import frozen
 
 from ..security.paths import Covers
 from .covers import cover_ops
-from .ops import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, HOST_PATH, Op, encode, encode_op, make
+from .ops import (
+    ATTR_NODEV,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    CLONE_NEWCGROUP,
+    CLONE_NEWNS,
+    HOST_PATH,
+    Op,
+    encode,
+    encode_op,
+    make,
+)
 
 STATUS_FD, STDIN_FD, STDOUT_FD, STDERR_FD, FIRST_JOIN_FD = range(5)
 """Places in the table of descriptors that travels with an exec."""
-
-CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
-CLONE_NEWCGROUP = 0x02000000
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

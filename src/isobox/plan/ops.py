@@ -25,7 +25,16 @@ _HEAD: Final = struct.Struct("=HHIqqqq")
 _REQUEST: Final = struct.Struct("=IIIIqqqq")
 _LENGTH: Final = struct.Struct("=I")
 
-# Arguments of ops. include/uapi/linux/mount.h and fcntl.h:
+# Arguments of ops, and kinds of namespaces: include/uapi/linux/sched.h,
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+# include/uapi/linux/mount.h and fcntl.h,
 OPEN_TREE_CLONE: Final = 0x1
 AT_RECURSIVE: Final = 0x8000
 ATTR_RDONLY: Final = 0x1
