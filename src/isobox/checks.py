@@ -195,15 +195,12 @@ def name(value: object) -> str:
     raise SpecError("name", value, "up to 63 letters, digits, '_', '.', '-', a letter or digit first")
 
 
-def volume(value: object) -> str:
+def volume(value: object, field: str = "name") -> str:
     if isinstance(value, str) and _VOLUME.fullmatch(value):
         return value
-    raise SpecError(
-        "mounts.source",
-        value,
-        "the name of a volume (letters, digits, '_', '.', '-', a letter or digit first), or a path that "
-        "begins with / or ./",
-    )
+    path = ", or a path that begins with / or ./" if field == "mounts.source" else ""
+    expected = f"the name of a volume (letters, digits, '_', '.', '-', a letter or digit first){path}"
+    raise SpecError(field, value, expected)
 
 
 def hostname(value: object) -> str:

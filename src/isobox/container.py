@@ -17,10 +17,10 @@ from attrs import evolve
 from . import files as files
 from . import forks
 from .errors import SpecError
-from .exec import known, start_program
+from .exec import start_program
 from .explain import explain
 from .lifecycle import Lifecycle, raise_as_setup_error
-from .options import PROGRAM_NAMES, ConfigOptions, ContainerOptions, ExecOptions, Path, ProgramOptions
+from .options import PROGRAM_NAMES, ConfigOptions, ContainerOptions, ExecOptions, Path, ProgramOptions, known
 from .process import Process
 from .programs import Programs
 from .result import Result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from subprocess import DEVNULL, PIPE
 from typing import Any, Final
@@ -14,19 +14,11 @@ from .control import too_long
 from .errors import ExecError, IsoboxError, SpecError
 from .hints import hint
 from .interrupts import Undisturbed
-from .options import PROGRAM_NAMES
+from .options import PROGRAM_NAMES, known
 from .process import Process
 from .programs import Programs
 from .spec import Args, ExecSpec
 from .streams import Streams, connect, terminal, widen
-
-
-def known(options: Iterable[str], names: Collection[str]) -> None:
-    """Raise TypeError for an option that is none of `names`."""
-    for name in options:
-        if name not in names:
-            raise TypeError(f"unknown option {name!r}: choose from {', '.join(sorted(names))}")
-
 
 TERMINALS: Final = "/dev/ptmx"
 

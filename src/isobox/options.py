@@ -6,7 +6,7 @@ What they mean is in the docstrings of `isobox.Container` and `Container.exec`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import IO, Any, Literal, TypeAlias, TypedDict
 
 from .checks import Namespace
@@ -93,3 +93,10 @@ class ExecOptions(ProgramOptions, total=False):
 
 PROGRAM_NAMES = frozenset(ExecOptions.__annotations__) | frozenset(ProgramOptions.__annotations__)
 CONTAINER_NAMES = frozenset(ContainerOptions.__annotations__)
+
+
+def known(options: Iterable[str], names: Collection[str]) -> None:
+    """Raise TypeError for an option that is none of `names`."""
+    for name in options:
+        if name not in names:
+            raise TypeError(f"unknown option {name!r}: choose from {', '.join(sorted(names))}")

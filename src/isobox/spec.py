@@ -194,7 +194,7 @@ class Mount:
             raise SpecError(
                 "mounts.read_only", read_only, "False where the volume has no name: nobody fills it"
             )
-        source = None if name is None else checks.volume(name)
+        source = None if name is None else checks.volume(name, "mounts.source")
         return cls("volume", source, checks.target(target), read_only)
 
     @classmethod

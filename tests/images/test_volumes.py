@@ -16,7 +16,7 @@ import pytest
 
 import isobox
 from archives import attributes_kept, entry, folder, link, packed
-from isobox import Container, Image, Mount, NotFound, StateError, Volume, idmap
+from isobox import Container, Image, Mount, NotFound, SpecError, StateError, Volume, idmap
 from isobox.cli import main
 from isobox.images import seed
 from isobox.images.local import own_layers
@@ -189,6 +189,8 @@ class TestLife:
     def test_in_use(self, image: Image, data: Path, capfd: Captured) -> None:
         volume = Volume.create("web")
         assert Volume.create("web") == volume and not volume.in_use
+        with pytest.raises(SpecError, match="^name='a/b': expected the name of a volume [^/]*$"):
+            Volume.create("a/b")
         with Container("app:1", mounts=["web:/a", "web:/b"]) as box:
             assert volume.in_use
             with pytest.raises(StateError, match="volume web: a container uses it"):

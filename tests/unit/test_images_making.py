@@ -90,6 +90,12 @@ class TestSettings:
             Image.from_dir(tree, store=store, **changes)
         assert store.images() == []
 
+    def test_unknown(self, tree: Path, store: Store) -> None:
+        with pytest.raises(TypeError, match="unknown option 'comand': choose from cmd, "):
+            Image.from_dir(tree, store=store, comand=["sh"])  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="unknown option 'comand': choose from cmd, "):
+            Image.from_tar(tree / "bin/sh", store=store, comand=["sh"])  # type: ignore[call-arg]
+
 
 class TestFolders:
     def test_image(self, tree: Path, store: Store) -> None:

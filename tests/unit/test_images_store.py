@@ -118,6 +118,8 @@ class TestNames:
         for wrong in ("", "De bian", "debian:", "\ud800", "x" * 10_000, "ABCDEF"):
             with pytest.raises(InvalidReference):
                 store.resolve(wrong)
+        with pytest.raises(InvalidReference, match="as text"):
+            store.resolve(12)  # type: ignore[arg-type]
 
     def test_an_id_of_several_is_none(self, tmp_path: Path) -> None:
         store = Store(tmp_path)

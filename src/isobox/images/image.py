@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from isobox import forks
 from isobox.errors import ImageError, InvalidReference, NotFound, SpecError
+from isobox.options import ConfigOptions, known
 
 from .archives.archive import load
 from .archives.folder import copy_images, load_folder
@@ -28,8 +29,6 @@ from .store import Store
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from isobox.options import ConfigOptions
 
     from .registry.progress import Report
 
@@ -153,6 +152,7 @@ class Image:
         (('empty:1',), ('/bin/sh',))
         >>> image.remove()
         """
+        known(changes, ConfigOptions.__annotations__)
         store = store or Store.default()
         descriptor = import_folder(store, os.fspath(path), reference, Changes(**changes))
         return cls.get(str(descriptor.digest), store=store)
@@ -172,6 +172,7 @@ class Image:
         to its end. The rest is as `from_dir` has it; the archive itself is not changed, and it is unpacked
         by the first container. Raises `NotFound`, `UnpackError`, `ImageError`, `SpecError`.
         """
+        known(changes, ConfigOptions.__annotations__)
         store = store or Store.default()
         if isinstance(path, str | os.PathLike):
             with _opened(os.fspath(path)) as file:

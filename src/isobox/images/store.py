@@ -166,8 +166,12 @@ class Store(Blobs):
             found = self._by_text(entries, name)
         elif isinstance(name, Digest):
             found = find(self, entries, name) or self._by_id(entries, str(name), name.hex)
-        else:
+        elif isinstance(name, Reference):
             found = self._by_reference(entries, name)
+        else:
+            raise InvalidReference(
+                f'image {shown(name)}: expected its name or id as text, such as "debian:12"'
+            )
         if found is None:
             text = name.familiar if isinstance(name, Reference) else str(name)
             remedy = "Fetch it with isobox pull, or read it from an archive with isobox load"
