@@ -41,7 +41,7 @@ def pulling(bench: Bench) -> Case:
         archive = work / "image.tar"
         _make_image(archive)
         name = f"{address}/bench:1"
-        _run("skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false",
+        run("skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false",
              f"docker-archive:{archive}", f"docker://{name}")  # fmt: skip
         archive.unlink()
         subjects = [
@@ -123,23 +123,24 @@ def _timed(work: Path, pull: Callable[[Path], object]) -> Callable[[int], Sequen
 
 
 def _isobox(name: str, into: Path) -> None:
-    _run(sys.executable, "-m", "isobox.cli", "pull", "-q", name, ISOBOX_DATA_DIR=str(into / "data"))
+    run(sys.executable, "-m", "isobox.cli", "pull", "-q", name, ISOBOX_DATA_DIR=str(into / "data"))
 
 
 def _podman(name: str, into: Path) -> None:
     # What it mounts goes with the mount namespace.
-    _run("unshare", "--mount", "--propagation", "private", "podman", "--root", f"{into}/root", "--runroot",
+    run("unshare", "--mount", "--propagation", "private", "podman", "--root", f"{into}/root", "--runroot",
          f"{into}/run", "--storage-driver", "overlay", "pull", "-q", "--tls-verify=false", name)  # fmt: skip
 
 
 def _skopeo(name: str, into: Path) -> None:
-    _run("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{name}",
+    run("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{name}",
          f"oci:{into}/oci:bench")  # fmt: skip
     rootless = [] if os.geteuid() == 0 else ["--rootless"]
-    _run("umoci", "unpack", *rootless, "--image", f"{into}/oci:bench", f"{into}/bundle")
+    run("umoci", "unpack", *rootless, "--image", f"{into}/oci:bench", f"{into}/bundle")
 
 
-def _run(*command: str, **environment: str) -> None:
+def run(*command: str, **environment: str) -> None:
+    """Run a program of another engine; Failed where there is none, or it fails."""
     if shutil.which(command[0]) is None:
         raise Failed(f"no {command[0]} here")
     done = subprocess.run(

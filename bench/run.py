@@ -16,6 +16,8 @@ from attrs import asdict
 
 from .cases import CASES as OF_CONTAINERS
 from .cases import Bench, Case
+from .committing import committing
+from .forms import forms
 from .goals import Goal, goals
 from .install import find
 from .native import compile_all
@@ -27,7 +29,13 @@ from .samples import Failed, progress
 from .table import report
 from .unpacking import unpacking
 
-CASES = {**OF_CONTAINERS, "unpacking": unpacking, "pulling": pulling}
+CASES = {
+    **OF_CONTAINERS,
+    "unpacking": unpacking,
+    "forms": forms,
+    "pulling": pulling,
+    "committing": committing,
+}
 
 OURS = ("isobox", "exec", "popen", "dynamic program: exec")
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "bench.svg"

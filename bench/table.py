@@ -25,7 +25,9 @@ REFERENCES = {
     "stdout": ("floor: a pipe of 1 MiB", "subprocess.run, captured"),
     "work": (),
     "unpacking": ("tarfile", "isobox"),
+    "forms": (),
     "pulling": ("podman pull", "isobox pull"),
+    "committing": ("umoci repack", "isobox commit"),
 }
 """Case → the subjects that the others are put in relation to."""
 
