@@ -283,6 +283,13 @@ class Control:
         """Have init carry out more ops, on the root file system that is there."""
         self._ask(_native.CHANGE, plan, ())
 
+    def keep(self, plan: bytes) -> int:
+        """Have init carry out ops of which the last is KEEP: the mount, the caller's."""
+        fd, _pid = self._ask(_native.CHANGE, plan, (), opens=True)
+        if fd < 0:
+            raise OSError(errno.EPROTO, "no mount came back")
+        return fd
+
     def filter(self, plan: bytes) -> None:
         """Have a thread of init's install a seccomp filter, for the execs with ``_native.FILTERED``."""
         self._ask(_native.FILTER, plan, ())

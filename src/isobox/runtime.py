@@ -25,7 +25,7 @@ import os
 import stat
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from attrs import frozen
@@ -114,6 +114,8 @@ class Owner:
         self._collected = False
         self._lock = threading.Lock()
         self._free: deque[int] = deque()
+        self._shared: Counter[int] = Counter()  # ranges that more than one has, and how many more
+        self._sharing = threading.RLock()  # RLock: __del__ of a snapshot may give one back
         self._names: set[str] = set()
         self._own_ranges: bool | None = None
         self._user_map: IdMap | None = None
@@ -185,6 +187,11 @@ class Owner:
     def release_uid_range(self, base: int) -> None:
         """Give back what `uid_range` gave; last in the queue, so it isn't reused at once."""
         if not self._forked:
+            with self._sharing:
+                if self._shared[base]:
+                    self._shared[base] -= 1
+                    return
+                del self._shared[base]
             self._free.append(base)
             if len(self._free) > _SPARE_CHUNKS * _CHUNK and len(self._free) % _CHUNK == 0:
                 with contextlib.suppress(OSError):  # there is a next time
@@ -260,8 +267,15 @@ class Owner:
             self._user_map = idmap.for_nested(*idmap.read_own_maps())
             return self._user_map
 
+    def share_id_map(self, id_map: IdMap) -> IdMap:
+        """The id map of a container that is there, for one more; give it back as often as it was given."""
+        if id_map is not self._user_map:
+            with self._sharing:
+                self._shared[id_map.root_uid] += 1
+        return id_map
+
     def release_id_map(self, id_map: IdMap) -> None:
-        """Give back what `id_map` gave."""
+        """Give back what `id_map` or `share_id_map` gave."""
         if id_map is not self._user_map:
             self.release_uid_range(id_map.root_uid)
 

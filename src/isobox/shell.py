@@ -197,11 +197,16 @@ def _begun(rootfs: Rootfs, id_map: IdMap | None, pid: int, table: Descriptors) -
     """Copies that show the owners as this container has them; where they need not, it makes its own."""
     places: list[int | None] = []
     for begun in rootfs.begun:
+        fd = None if begun.copy is None else begun.copy()
         if not begun.idmap or id_map is None:
-            places.append(None if begun.fd is None else table.lend(begun.fd))
+            if fd is not None:
+                places.append(table.own(fd))
+            else:
+                places.append(None if begun.fd is None else table.lend(begun.fd))
             continue
-        path, place = (begun.path, -100) if begun.fd is None else ("", begun.fd)
-        fd = _native.clone_tree(path, dir_fd=place)
+        if fd is None:
+            path, place = (begun.path, -100) if begun.fd is None else ("", begun.fd)
+            fd = _native.clone_tree(path, dir_fd=place)
         places.append(table.own(fd))
         userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -250,7 +255,8 @@ def make_shell(wanted: Wanted, shared: Shared) -> Shell:
     with ExitStack() as stack:
         id_map = None
         if wanted.own_userns:
-            id_map = shared.owner.id_map()
+            ids = [begun.ids for begun in wanted.rootfs.begun if begun.ids is not None]
+            id_map = shared.owner.share_id_map(ids[0]) if ids else shared.owner.id_map()
             stack.callback(shared.owner.release_id_map, id_map)
         if wanted.disk is not None:
             if id_map is not None and shared.root:

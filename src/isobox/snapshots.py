@@ -13,6 +13,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Final
 
@@ -24,7 +25,7 @@ from .errors import SetupError, StateError, UnsupportedError
 from .hints import hint
 from .host import features
 from .interrupts import Undisturbed
-from .plan.copy import Copying, copy_plan
+from .plan.copy import Copying, copy_plan, held_plan
 from .plan.ops import Op, describe, encode
 from .rootfs.layers import Begun, Etc, Rootfs
 from .shared import Shared
@@ -147,7 +148,8 @@ def take_snapshot(launched: Launched, spec: ContainerSpec, shared: Shared, upper
                 stack.callback(uppers.close)
             begun, copying = _prepare(launched, spec, shared, uppers, table, kept)
             ops = copy_plan(copying)
-            control = start_init(shared, stack)
+            held = copying.held is not None
+            control = start_init(shared, kept if held else stack)
             if not still and launched.group.can_freeze:
                 hold_still(launched, shared, stack)
         control.copy(encode(ops), table.fds)
@@ -159,8 +161,13 @@ def take_snapshot(launched: Launched, spec: ContainerSpec, shared: Shared, upper
                 os.close(fd)
             else:
                 kept.callback(os.close, fd)
-                begun = evolve(begun, fd=fd)
+                begun = evolve(begun, fd=fd, copy=partial(_copy, control) if held else None)
             return _made(launched, spec, shared, begun, kept)
+
+
+def _copy(control: Control) -> int:
+    """One more mount of the snapshot that this init holds."""
+    return control.keep(encode(held_plan()))
 
 
 def _prepare(
@@ -182,7 +189,7 @@ def _prepare(
     root = 0 if id_map is None else id_map.root_uid
     # An ordinary user's containers, and those of a nested root, have the same ids all of them.
     idmap = shared.root and root != 0
-    target = None
+    target = held = None
     size = files = 0
     path = _on_disk(launched.rootfs, spec, shared, kept)
     if path is None:
@@ -194,7 +201,14 @@ def _prepare(
             files = size // 4096
         size += _ROOM
         files *= 2  # a file of several names has one more while it is copied
-        begun = Begun("the snapshot", -1, idmap, root)
+        ids = None
+        if idmap and not features().idmapped_tmpfs:
+            assert id_map is not None
+            ids, idmap = shared.owner.share_id_map(id_map), False
+            kept.callback(shared.owner.release_id_map, ids)
+        if not features().detached_copies:
+            held = shared.stage
+        begun = Begun("the snapshot", -1, idmap, root, ids=ids)
     else:
         fd = _native.clone_tree(path) if idmap else os.open(path, _DIRECTORY)
         target = table.own(fd)
@@ -203,26 +217,25 @@ def _prepare(
         begun = Begun(path, None, idmap, 0 if idmap else root)
     allowed = id_map is not None and not id_map.deny_setgroups
     most_open = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return begun, Copying(places, userns, allowed, target, size, files, most_open)
+    return begun, Copying(places, userns, allowed, target, size, files, most_open, held)
 
 
 def _on_disk(rootfs: Rootfs, spec: ContainerSpec, shared: Shared, kept: ExitStack) -> str | None:
     """A new directory for it, until the stack is closed; None where it goes to memory."""
-    in_memory = features().detached_copies
-    if spec.upper == "memory" and in_memory:
+    if spec.upper == "memory":
         return None
     path = shared.owner.disk_dir()
     kept.callback(shared.owner.discard, path)
     if not _lies_in_a_layer(path, rootfs):
         return path
     kept.close()
-    if in_memory:
+    if features().tmpfs_xattrs or spec.userns == "host":
         return None
     raise UnsupportedError(
         "snapshots on disk of this image",
         f"the snapshot in {path} would lie in a layer of the image, and an overlay takes no such layers; "
-        "in memory snapshots need Linux 6.15",
-        "set ISOBOX_DATA_DIR to a directory on another file system, or boot a newer kernel",
+        "in memory nothing can be noted of removed directories before Linux 6.6",
+        'use upper="memory", set ISOBOX_DATA_DIR to a place on another file system, or boot a newer kernel',
     )
 
 

@@ -14,11 +14,9 @@ import requirements
 from isobox.shared import shared
 
 LIMITS = ["cgroup_cpu", "cgroup_memory", "cgroup_pids"]
-# Where snapshots can't be in memory, root's data folder lies in a layer of the host image.
 NEEDS = {
     "isobox": LIMITS,
-    "isobox.container": [*LIMITS, "host_folders", "detached_copies"],
-    "isobox.snapshots": ["detached_copies"],
+    "isobox.container": [*LIMITS, "host_folders"],
 }
 MODULES = ["isobox"] + [
     module.name

@@ -57,13 +57,19 @@ static void __attribute__((noreturn)) thaw_at_end(const struct isobox_request *r
     isobox_leave(0);
 }
 
+/* A mount that the ops KEEP goes to the owner. */
 static void serve_change(const struct isobox_request *request, long size)
 {
+    struct isobox_reply reply;
+    memset(&reply, 0, sizeof reply);
+    isobox_let_go(&isobox_kept);
     struct isobox_run run = isobox_plan_of(request, size, 0);
     long failed = run.ops ? isobox_run_ops(&run) : -EBADMSG;
-    if (run.root >= 0)
-        SYS1(__NR_close, run.root);
-    isobox_answer_code(failed);
+    isobox_let_go(&run.root);
+    reply.kind = failed ? ISOBOX_FAILED : ISOBOX_DONE;
+    reply.error = (int)-failed;
+    isobox_answer(&reply, failed ? 0 : isobox_kept, 0);
+    isobox_let_go(&isobox_kept);
 }
 
 static void serve(void)

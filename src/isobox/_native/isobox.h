@@ -109,7 +109,8 @@ enum isobox_op_code {
     ISOBOX_OP_SETNS = 42,             /* arg0: index of a descriptor of a namespace, arg1: CLONE_NEW* */
     ISOBOX_OP_CLONE_TREE = 43,        /* arg0: index of a descriptor of a detached mount, of which a copy is made */
     ISOBOX_OP_COPY = 44,              /* arg0: index of a descriptor of a directory; str0: its name in the mount in hand */
-    ISOBOX_OP_KEEP = 45,              /* ends the copying; the mount in hand goes to the owner with READY */
+    ISOBOX_OP_KEEP = 45,              /* ends the copying; the mount in hand goes to the owner with READY, or
+                                         with the answer to a CHANGE */
     ISOBOX_OP_LIKE = 46,              /* str0: host path of a directory that becomes, itself, as that of str1 is */
     ISOBOX_OP_MOUNT = 47,             /* str0: type, str1: host path, str2: options; arg0: MOUNT_ATTR_* up to NOEXEC; it
                                          becomes the mount in hand */

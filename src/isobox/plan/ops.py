@@ -37,6 +37,7 @@ CLONE_NEWNET: Final = 0x40000000
 # include/uapi/linux/mount.h and fcntl.h,
 OPEN_TREE_CLONE: Final = 0x1
 AT_RECURSIVE: Final = 0x8000
+MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
 ATTR_RDONLY: Final = 0x1
 ATTR_NOSUID: Final = 0x2
 ATTR_NODEV: Final = 0x4

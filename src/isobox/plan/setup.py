@@ -28,13 +28,13 @@ from .ops import (
     BELOW_ROOT,
     HOST_PATH,
     IF_POSSIBLE,
+    MS_REC_PRIVATE,
     NO_LINKS,
     OPEN_TREE_CLONE,
     Op,
     make,
 )
 
-MS_REC_PRIVATE: Final = 0x4000 | 1 << 18  # include/uapi/linux/mount.h
 CAP_SYS_PTRACE: Final = 1 << BITS["CAP_SYS_PTRACE"]
 
 DEVICES: Final = {
@@ -379,7 +379,7 @@ def _begun(stage: _Stage, setup: Shape) -> list[str]:
         stage.mkdir(places[-1])
         if fd is None:
             stage.add("OPEN_TREE", OPEN_TREE_CLONE, HOST_PATH, strings=(begun.path,))
-        elif begun.idmap:
+        elif begun.idmap or begun.copy is not None:
             stage.add("TAKE_TREE", fd, note=begun.path)
         else:
             stage.add("CLONE_TREE", fd, note=begun.path)

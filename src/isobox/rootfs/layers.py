@@ -13,10 +13,12 @@ namespaces, in the order of `Rootfs.steps`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from attrs import field, frozen
+
+from ..idmap import IdMap
 
 
 @frozen
@@ -61,12 +63,16 @@ class Begun:
 
     `path` on the host, or, with `fd`, the detached mount that it is. `idmap`: as a `Layer` has it. `root`:
     the host's id of the container's root in it, as a file's owner.
+    `copy` makes a copy of the mount, the caller's, where nobody but it can: before Linux 6.15. `ids`: what
+    containers that begin here have for theirs, where the owners in the mount can't be shown as others.
     """
 
     path: str
     fd: int | None
     idmap: bool
     root: int
+    copy: Callable[[], int] | None = None
+    ids: IdMap | None = None
 
 
 @frozen
