@@ -23,9 +23,9 @@ from .errors import CgroupError, IsoboxError, StateError
 from .interrupts import Undisturbed
 from .plan.ops import Op
 from .programs import Programs
+from .refusals import exec_error
 from .result import Reason
 from .spec import ExecSpec
-from .start import exec_error
 from .usage import Usage
 
 _END_SECONDS: Final = 10.0

@@ -20,8 +20,8 @@ from .communicating import Reader, encode_input, newlines
 from .errors import ExecError, SpecError, StateError
 from .hints import hint
 from .interrupts import Undisturbed
+from .refusals import exec_error
 from .result import Result
-from .start import exec_error
 from .streams import Streams, resize
 from .waiting import Waiting
 

@@ -6,7 +6,6 @@ Everything that is acquired goes on the caller's ExitStack in the line that make
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import stat
@@ -15,24 +14,23 @@ from contextlib import ExitStack
 
 from attrs import define, evolve
 
-from . import _native, forks
+from . import _native
 from .cgroups import Device, Group
 from .control import Control
-from .errors import ExecError, SetupError, SpecError, UnsupportedError
-from .hints import disk_refused, hint, unsupported
+from .errors import UnsupportedError
 from .idmap import IdMap
 from .interrupts import Undisturbed
-from .owners import data_dir
+from .mounts import bound_mounts, mounted_volumes, named_mounts, placed_mounts
 from .pidfds import Pidfd
-from .plan.ops import Op, describe, encode, filesystem
+from .plan.ops import Op, encode
 from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
+from .refusals import TooDeep, refuse, refused, setup_error
 from .rootfs.etc import ETC, NAMED, etc_files, etc_size
 from .rootfs.layers import Rootfs
-from .rootfs.mountinfo import mount_table
 from .rootfs.views import views, visible_cpus
 from .security import capabilities, landlock, seccomp
 from .shared import Shared
-from .shell import Descriptors, Shell, Wanted, idmapped, shell_plan
+from .shell import Descriptors, Shell, Wanted, shell_plan
 from .shells import shells
 from .sources import Defaults, Origin, Source, open_origin
 from .spawn import late_namespaces
@@ -111,22 +109,18 @@ def launch(
 
     On an error everything made so far is undone by the caller's stack, its own.
     """
-    _refuse(spec, shared)
+    refuse(spec, shared)
     # A process can only be born in groups that its parent may write to all the way from its own: so before
     # the shell is made. And not in a block that keeps Ctrl-C waiting.
     shared.groups.settle()
     try:
         return _launch(spec, shared, container_id, stack, origin)
-    except _TooDeep:
+    except TooDeep:
         # Only trying tells how many overlays lie on one another: then those are shown read-only.
         if spec.image != "host" or origin is not None or not shared.stack_no_more():
             raise
     stack.close()
     return _launch(spec, shared, container_id, stack, None)
-
-
-class _TooDeep(UnsupportedError):
-    """An overlay over an overlay that is over one already."""
 
 
 def _launch(
@@ -137,7 +131,7 @@ def _launch(
     origin.hold(stack)
     rootfs = origin.source.rootfs
     if any(mount.kind == "volume" for mount in spec.mounts):
-        spec = evolve(spec, mounts=_volumes(spec, rootfs, stack))
+        spec = evolve(spec, mounts=mounted_volumes(spec, rootfs, stack))
     mask = capabilities.effective(spec.cap_add, spec.cap_drop)
     hostname = _hostname(spec, container_id)
     table = Descriptors()
@@ -162,7 +156,7 @@ def _launch(
         if spec.mounts:
             shell.unmount_at_end()
         table.fds.extend(group.join_fds)
-        mounts = _bound(spec, shell, table) if shared.root else []
+        mounts = bound_mounts(spec, shell, table) if shared.root else []
         own = _own(spec, shared, origin.source, group.join_fds, group.unified, mounts, hostname)
         ops = setup_plan(own)
     try:
@@ -172,7 +166,7 @@ def _launch(
     shared.worker.submit(group.joined)  # six descriptors: nothing to wait for
     if reply.kind != _native.READY:
         ops = shell.ops if reply.status == _native.PREPARE else ops
-        raise _refused(spec, rootfs, ops, reply) or _setup_error(ops, reply, group)
+        raise refused(spec, rootfs, ops, reply) or setup_error(ops, reply, group)
     return Launched(
         container_id,
         shell,
@@ -193,18 +187,6 @@ def _filters(rules: landlock.Ruleset | None, program: bytes | None) -> tuple[byt
     return ports if program is None else (*ports, program)
 
 
-def _volumes(spec: ContainerSpec, rootfs: Rootfs, stack: ExitStack) -> tuple[Mount, ...]:
-    with forks.whole:
-        from .volumes import use
-    lowers = () if spec.image == "host" else rootfs.trees[0].layers
-    return use(spec.mounts, [layer.path for layer in lowers], stack)
-
-
-def _named(mounts: Sequence[Mount]) -> Sequence[Mount]:
-    """All but the volumes of the container's own."""
-    return [mount for mount in mounts if mount.kind != "volume" or mount.source is not None]
-
-
 def _hostname(spec: ContainerSpec, container_id: str) -> str:
     own = spec.hostname or spec.name or container_id
     return own if spec.namespaces["uts"] == "private" else os.uname().nodename
@@ -220,9 +202,9 @@ def _wanted(
         stack.callback(shared.owner.discard, disk)
     allowed = os.sched_getaffinity(0)
     chosen = visible_cpus(spec.limits, allowed)
-    named = _named(spec.mounts)
+    named = named_mounts(spec.mounts)
     # root mounts descriptors later; what an ordinary user mounts has to be in sight still.
-    placed = () if shared.root else _placed(named)
+    placed = () if shared.root else placed_mounts(named)
     rootfs = origin.rootfs
     taken = {mount.target for mount in named}
     asked = (*origin.defaults.volumes, *(mount.target for mount in spec.mounts if mount not in named))
@@ -260,7 +242,7 @@ def _own(
     """Gather the container's own part."""
     rootfs = origin.rootfs
     # Where its mounts are made already, so are these: the next write might go to a file of the user's.
-    there = rootfs.etc is None or (_named(spec.mounts) and not shared.root)
+    there = rootfs.etc is None or (named_mounts(spec.mounts) and not shared.root)
     files = [] if there else [file for file in etc_files(hostname, spec.network) if file[0] in NAMED]
     return Setup(
         hostname=hostname if spec.namespaces["uts"] == "private" else None,
@@ -302,48 +284,9 @@ def explain_plan(spec: ContainerSpec, shared: Shared, origin: Origin | None = No
             spec = evolve(spec, mounts=located(spec.mounts))
         hostname = _hostname(spec, "0" * 12)
         wanted = _wanted(spec, shared, source, mask, hostname, stack)
-        mounts = _placed(_named(spec.mounts)) if shared.root else ()
+        mounts = placed_mounts(named_mounts(spec.mounts)) if shared.root else ()
         own = _own(spec, shared, source, (), shared.groups.unified, mounts, hostname)
         return [*shell_plan(wanted, shared), *setup_plan(own)]
-
-
-def _refuse(spec: ContainerSpec, shared: Shared) -> None:
-    """What this host can't do is said before anything is made."""
-    if spec.namespaces.get("pid") == "host":
-        raise UnsupportedError(
-            "the host's PID namespace",
-            "the end of a container's own PID namespace is what ends all that runs in it",
-            'leave namespaces["pid"] at "private"',
-        )
-    if spec.userns == "host" and not shared.root:
-        raise UnsupportedError(
-            'userns="host"', "only root may make the other namespaces without it", 'use userns="auto"'
-        )
-    if spec.namespaces["time"] == "private" and not os.path.exists("/proc/self/ns/time"):
-        raise UnsupportedError(
-            "a time namespace of its own",
-            "the kernel was built without time namespaces",
-            'leave namespaces["time"] at "host", or boot a kernel that has them',
-        )
-    if spec.userns == "auto" and shared.no_userns_overlays:
-        raise UnsupportedError(
-            'userns="auto"',
-            shared.no_userns_overlays,
-            "boot Linux 5.11 or newer" + (', or use userns="host"' if shared.root else ""),
-        )
-    if spec.userns == "auto" and shared.root and spec.image != "host" and shared.no_host_folders:
-        raise UnsupportedError(
-            f"owners of the image {spec.image}",
-            shared.no_host_folders,
-            'boot Linux 5.19 or newer, or use userns="host"',
-        )
-    landlock.ruleset(spec.landlock, shared.landlock_abi)
-    if spec.disk is not None and spec.upper == "disk":
-        raise UnsupportedError(
-            'disk with upper="disk"',
-            "the bound on a directory of a disk needs project quotas, which are not used yet",
-            'use upper="memory", where disk= is enforced by the kernel',
-        )
 
 
 def _held_to(spec: ContainerSpec, mask: int, shared: Shared) -> frozenset[Device] | None:
@@ -393,117 +336,3 @@ def _scratch_size(spec: ContainerSpec) -> int:
         return spec.disk
     whole = spec.limits.memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(whole // 2, 1 << 20)
-
-
-def _placed(mounts: Sequence[Mount]) -> tuple[Placed, ...]:
-    """Look at the sources on the host."""
-    return tuple(Placed(mount, mount.kind == "bind" and _is_file(mount), None) for mount in mounts)
-
-
-def _is_file(mount: Mount) -> bool:
-    assert mount.source is not None
-    try:
-        return not stat.S_ISDIR(os.stat(mount.source).st_mode)
-    except OSError as error:
-        raise SetupError(
-            error.errno or errno.EIO,
-            f"source {mount.source}",
-            stage="mounts",
-            op="stat",
-            hint="Give a path that exists on the host",
-        ) from None
-
-
-def _bound(spec: ContainerSpec, shell: Shell, table: Descriptors) -> list[Placed]:
-    """Detached copies of the sources, as root may make them; owners inside are those on the host."""
-    if not spec.mounts:
-        return []
-    userns_fd = -1
-    if shell.id_map is not None and shell.id_map.root_uid != 0:
-        if shell.userns_fd >= 0:
-            userns_fd = os.dup(shell.userns_fd)
-        else:
-            userns_fd = os.open(f"/proc/{shell.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return [_bind(placed, userns_fd, table) for placed in _placed(_named(spec.mounts))]
-    finally:
-        if userns_fd >= 0:
-            os.close(userns_fd)
-
-
-def _bind(placed: Placed, userns_fd: int, table: Descriptors) -> Placed:
-    mount = placed.mount
-    if mount.source is None:
-        return placed
-    fd = _native.clone_tree(mount.source, recursive=True)
-    tree = table.own(fd)
-    if userns_fd >= 0:
-        try:
-            idmapped(fd, userns_fd, recursive=True, what=mount.source)
-        except UnsupportedError:
-            if not mount.read_only:
-                raise
-    return Placed(mount, placed.is_file, tree)
-
-
-def _refused(
-    spec: ContainerSpec, rootfs: Rootfs, ops: Sequence[Op], reply: _native.Reply
-) -> UnsupportedError | None:
-    """What this host can't do, where that is what failed."""
-    if not 0 <= reply.op < len(ops):
-        return None
-    op = ops[reply.op]
-    if op.name == "FSCONFIG_STRING" and op.strings[0] == b"upperdir" and spec.upper == "disk":
-        if reply.error == errno.EINVAL:
-            return UnsupportedError(*disk_refused(data_dir()))
-    elif filesystem(op) == "overlay" and reply.error == errno.EINVAL:
-        stacked = [layer.path for tree in rootfs.trees for layer in tree.layers if _on_overlay(layer.path)]
-        if stacked:
-            return _TooDeep(
-                "overlay",
-                f"{stacked[0]} lies on an overlay over another already, and the kernel stacks two at most",
-                "put the image on another file system: a tmpfs, or a bind mount of a directory on a disk",
-            )
-        if op.name == "MOUNT" and spec.upper == "disk":
-            return UnsupportedError(*disk_refused(data_dir()))
-    return unsupported(op.name, reply.error, filesystem(op), own_userns=spec.userns == "auto")
-
-
-def _on_overlay(path: str) -> bool:
-    found = max(
-        (mount for mount in mount_table() if f"{path}/".startswith(mount.path.rstrip("/") + "/")),
-        key=lambda mount: len(mount.path),
-        default=None,
-    )
-    return found is not None and found.fstype == "overlay"
-
-
-def _setup_error(ops: Sequence[Op], reply: _native.Reply, group: Group) -> SetupError:
-    number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
-    if not 0 <= reply.op < len(ops):
-        if group.oom_kills():
-            return SetupError(errno.ENOMEM, "isobox-init was killed", stage="setup", hint="Raise memory=")
-        return SetupError(number, "isobox-init ended", stage="setup", hint=hint("setup", number))
-    op = ops[reply.op]
-    name = op.name.lower().replace("_", "-")
-    return SetupError(number, describe(op, 0), stage="setup", op=name, hint=hint(op.name, number, op))
-
-
-def exec_error(ops: Sequence[Op], reply: _native.Reply, program: str) -> Exception:
-    """What a FAILED record of an exec means. `ops` are those before the execve."""
-    number = reply.error if 0 < reply.error < 4096 else errno.EPROTO
-    if len(program) > 200:
-        program = f"{program[:197]}..."
-    if reply.op == len(ops):
-        return ExecError(number, program, stage="exec", op="execve", hint=hint("EXEC", number))
-    if 0 <= reply.op < len(ops):
-        op = ops[reply.op]
-        if op.name == "CHDIR":
-            text = os.fsdecode(op.strings[0])
-            return ExecError(number, f"workdir {text}", stage="exec", op="chdir", hint=hint("CHDIR", number))
-        if op.name == "IDS" and number == errno.EINVAL:
-            return SpecError("user", op.args[0], "an id that exists in the container (see idmap)")
-        return ExecError(
-            number, describe(op, 0), stage="exec", op=op.name.lower(), hint=hint(op.name, number, op)
-        )
-    return ExecError(number, program, stage="exec", op="clone", hint=hint("clone", number))

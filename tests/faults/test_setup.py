@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import isobox
-from isobox import Container, _native, idmap, shell, start
+from isobox import Container, _native, idmap, shell
 from isobox import host as hosts
 from isobox.control import Control
 from isobox.plan.ops import encode_op, make
@@ -265,7 +265,7 @@ def test_an_interrupt(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places: dict[str, tuple[Any, str]] = {
         "control": (idmap, "write"),
         "pidfd": (shell.Control, "prepare"),
-        "group": (start.Control, "setup"),
+        "group": (Control, "setup"),
     }
 
     def interrupted(*arguments: Any, **named: Any) -> Any:

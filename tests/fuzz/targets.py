@@ -36,10 +36,10 @@ from isobox.images.layers.root import unpack
 from isobox.images.tar.compression import decompressed
 from isobox.images.tar.stream import TarStream
 from isobox.plan import ops
+from isobox.refusals import exec_error
 from isobox.rootfs import mountinfo
 from isobox.security import filter_cache, libseccomp
 from isobox.security.profile import read
-from isobox.start import exec_error
 
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
