@@ -24,7 +24,7 @@ import isobox
 from isobox import Container, IoLimit, UnsupportedError
 from isobox.cgroups.convert import huge_pages
 from isobox.cgroups.discovery import in_kernel
-from isobox.diagnosis import block_device
+from isobox.diagnosis.limits import block_device
 from programs import BOMB, DAEMON, HOG, python, said
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
