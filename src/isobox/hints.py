@@ -45,6 +45,9 @@ _HINTS: dict[tuple[str, int], str] = {
     ("setup", errno.EPIPE): "It was killed, by the memory limit perhaps: raise memory=",
     ("clone", errno.EAGAIN): "The container's pids limit is reached: raise pids=",
     ("clone", errno.ENOSPC): "Too many programs run in this container at once",
+    ("clone", errno.EMFILE): (
+        "The container's init has no descriptors left: raise 'ulimit -Hn', or run fewer programs at once"
+    ),
     ("clone", errno.ENOMEM): "The container's memory limit is reached: raise memory=",
     (
         "EXEC",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from isobox import Container, ExecError, _native
+from isobox import Container, ExecError, StateError, _native
 from isobox.shared import shared
+from patience import patient
 from programs import ROOT, python, said, sh
 
 pytestmark = pytest.mark.requires("user_namespaces", "overlay")
@@ -364,6 +366,45 @@ def test_init_is_not_killed(box: Container) -> None:
     assert said(box, python(f"{KILL}print(kill(1))")).strip() == "sent"
     assert sh(box, "echo still here") == "still here\n"
     assert box.state == "running"
+
+
+LIMIT = """
+import resource, sys
+limit = int(sys.argv[1])
+resource.prlimit(1, resource.RLIMIT_NOFILE, (limit, limit))
+"""
+
+
+def test_init_without_descriptors_ends() -> None:
+    """Root inside may lower what PID 1 may open. It can't watch its owner then, whom it must not outlive."""
+    with Container() as container:
+        if apart(container):
+            return  # PID 1 is another one there, which watches nothing
+        container.exec(python(LIMIT, "0"))
+        assert container.wait(patient(10))
+        with pytest.raises(StateError):
+            container.exec(["true"])
+
+
+@pytest.mark.parametrize("limit", range(4, 13))
+def test_init_with_few_descriptors(limit: int) -> None:
+    """What can't be done is said, of that very program or file; later ones are told of nothing else."""
+    with Container() as container:
+        container.write_text("/tmp/first", "first")
+        container.write_text("/tmp/second", "second")
+        container.exec(python(LIMIT, str(limit)))
+        for _ in range(2):
+            for name in ("first", "second"):
+                with contextlib.suppress(StateError):
+                    try:
+                        result = container.exec(["echo", name], text=True)
+                        assert result.reason == "killed" or result.stdout == f"{name}\n"
+                    except ExecError as error:
+                        assert error.errno == errno.EMFILE and "ulimit" in error.hint
+                    try:
+                        assert container.read_text(f"/tmp/{name}") == name
+                    except OSError as error:
+                        assert error.errno == errno.EMFILE
 
 
 @pytest.fixture

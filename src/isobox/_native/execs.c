@@ -37,6 +37,8 @@ void isobox_serve_exec(const struct isobox_request *request, long size)
     void *mapped;
     long pid = -EBADMSG;
     memset(&reply, 0, sizeof reply);
+    if (isobox_received_count == 0 && !isobox_received_all)
+        isobox_leave(1); /* its caller would wait for an end that nobody tells */
     if (isobox_received_count == 0)
         return;
     int slot = free_slot();
@@ -49,7 +51,7 @@ void isobox_serve_exec(const struct isobox_request *request, long size)
     if (slot < 0) {
         pid = -ENOSPC;
     } else if (!child.run.ops) {
-        pid = -EBADMSG;
+        pid = isobox_received_all ? -EBADMSG : -EMFILE;
     } else if (request->flags & ISOBOX_OWN_PIDNS) {
         pid = isobox_clone_into_own_pids(&child, &keeper);
     } else if (request->flags & ISOBOX_FILTERED) {

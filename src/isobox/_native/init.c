@@ -126,7 +126,10 @@ __attribute__((noreturn, used)) void isobox_main(void)
         {ISOBOX_FD_CONTROL, POLLIN, 0}, {ISOBOX_FD_OWNER, POLLIN, 0}, {signal_fd, POLLIN, 0}};
     int ready = 0;
     for (;;) {
-        SYS5(__NR_ppoll, watched, 3, 0, 0, 0);
+        /* It fails where the container's root has taken our descriptors away (RLIMIT_NOFILE): we would not see the
+         * owner's end, and outlive it. */
+        if (SYS5(__NR_ppoll, watched, 3, 0, 0, 0) < 0)
+            isobox_leave(1);
         if (watched[1].revents)
             isobox_leave(0);
         if (watched[2].revents) {
@@ -142,7 +145,7 @@ __attribute__((noreturn, used)) void isobox_main(void)
         }
         long size = isobox_take_message();
         struct isobox_request request;
-        if (size < (long)sizeof request)
+        if (size < (long)sizeof request || !isobox_received_all)
             isobox_leave(0);
         memcpy(&request, isobox_message, sizeof request);
         if (request.kind == ISOBOX_THAW)

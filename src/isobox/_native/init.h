@@ -4,10 +4,12 @@
 
 #include "ops.h"
 
-/* messages.c: the message in hand, with its descriptors; those that somebody has taken over are -1. */
+/* messages.c: the message in hand, with its descriptors; those that somebody has taken over are -1. Not all of them came
+ * where we may open no more: the container's root can lower our limit. */
 extern unsigned char isobox_message[ISOBOX_MESSAGE_MAX + sizeof(struct isobox_request)];
 extern int isobox_received[ISOBOX_FDS_MAX];
 extern unsigned int isobox_received_count;
+extern int isobox_received_all;
 
 void __attribute__((noreturn)) isobox_leave(int code);
 long long isobox_now(void); /* CLOCK_MONOTONIC, ns */

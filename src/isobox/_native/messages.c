@@ -8,6 +8,7 @@
 unsigned char isobox_message[ISOBOX_MESSAGE_MAX + sizeof(struct isobox_request)];
 int isobox_received[ISOBOX_FDS_MAX];
 unsigned int isobox_received_count;
+int isobox_received_all;
 static union {
     struct isobox_cmsghdr head;
     unsigned char bytes[sizeof(struct isobox_cmsghdr) + sizeof(int) * ISOBOX_FDS_MAX + 64];
@@ -53,7 +54,8 @@ long isobox_take_message(void)
             isobox_leave(1);
         memcpy(isobox_received, control.bytes + sizeof(struct isobox_cmsghdr), isobox_received_count * sizeof(int));
     }
-    if (header.flags & (MSG_TRUNC | MSG_CTRUNC)) {
+    isobox_received_all = !(header.flags & MSG_CTRUNC);
+    if (header.flags & MSG_TRUNC) {
         isobox_close_received();
         return -EBADMSG;
     }
@@ -103,6 +105,8 @@ static const unsigned char *payload(const struct isobox_request *request, long s
 {
     if (mapped)
         *mapped = 0;
+    if (!isobox_received_all)
+        return 0;
     if (!(request->flags & ISOBOX_PAYLOAD_FD))
         return (long)request->size <= size - (long)sizeof *request ? isobox_message + sizeof *request : 0;
     if (!mapped || isobox_received_count == 0 || request->size == 0 || request->size > ISOBOX_PAYLOAD_MAX)
@@ -115,7 +119,7 @@ static const unsigned char *payload(const struct isobox_request *request, long s
     return *mapped;
 }
 
-/* The run of a request's ops, none where its payload is not as it says. */
+/* The run of a request's ops, none where its payload is not as it says or descriptors of it did not come. */
 struct isobox_run isobox_plan_of(const struct isobox_request *request, long size, void **mapped)
 {
     struct isobox_run run;
