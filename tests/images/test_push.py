@@ -359,14 +359,14 @@ class TestCuts:
     def test_connections_that_are_cut(self, registry: Registry, store: Store) -> None:
         image = add(store, noise(3_000_000), noise(1_000_000))
         told: list[Progress] = []
-        with cutting(registry, 2_000_000, 500_000, 2_500_000) as address:
+        with cutting(registry, 2_000_000, 500_000) as address:
             push(store, image, Reference.parse(f"{address}/cut/app:1"), progress=told.append, patience=QUICK)
         same(registry, store, image, "cut/app:1")
         assert "retrying" in {one.step for one in told}
 
     def test_cut_for_ever(self, registry: Registry, store: Store) -> None:
         image = add(store, noise(3_000_000))
-        with cutting(registry, *[2_000_000] * QUICK.tries) as address:
+        with cutting(registry, *[500_000] * QUICK.tries) as address:
             with pytest.raises(RegistryError, match="the connection was cut"):
                 push(store, image, Reference.parse(f"{address}/ever/app:1"), patience=QUICK)
         assert not [line for line in registry.requests() if "PUT /v2/ever/app/manifests" in line]
