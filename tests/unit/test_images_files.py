@@ -214,7 +214,7 @@ def test_the_bound_on_entries(tmp_path: Path) -> None:
 
 
 class TestAhead:
-    DATA = random.Random(1).randbytes(3_000_000) * 5
+    DATA = random.Random(1).randbytes(3_000_000) * 7
 
     def test_all_is_hashed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = hashlib.sha256(self.DATA).hexdigest()

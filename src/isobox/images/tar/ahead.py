@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 # Large: who sleeps and is woken has to wait for Python's lock too, some milliseconds at worst.
 _PIECE = 1 << 20
-_DEEP = 8  # pieces that wait
+_DEEP = 16  # pieces that wait to be written, and to be hashed
 
 
 class Ahead:
