@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from compile import TARGETS as IN_C
 from compile import compile
 from targets import TARGETS as IN_PYTHON

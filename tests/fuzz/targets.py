@@ -19,6 +19,8 @@ from typing import Any
 
 import attrs
 
+from fuzz import images
+from fuzz.images import MEMORY, with_checksums
 from isobox import _native
 from isobox.cgroups import convert, discovery
 from isobox.cgroups.dialect import Reading
@@ -41,26 +43,14 @@ from isobox.rootfs import mountinfo
 from isobox.security import filter_cache, libseccomp
 from isobox.security.profile import read
 
-_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def _with_checksums(data: bytes) -> bytes:
-    """Make the checksum of each header right: no fuzzer would guess it. Others stay as they are."""
-    blocks = [data[at : at + 512] for at in range(0, len(data), 512)]
-    for number, block in enumerate(blocks):
-        if block[257:262] == b"ustar" and len(block) == 512:
-            total = sum(block) - sum(block[148:156]) + 8 * 32
-            blocks[number] = b"%b%06o\0 %b" % (block[:148], total, block[156:])
-    return b"".join(blocks)
-
 
 def tar(data: bytes) -> None:
     """An archive, compressed or not, unpacked; beside it nothing appears."""
-    place = tempfile.mkdtemp(dir=_MEMORY)
+    place = tempfile.mkdtemp(dir=MEMORY)
     try:
         os.mkdir(f"{place}/a")
         with open(f"{place}/archive", "wb") as file:
-            file.write(_with_checksums(data))
+            file.write(with_checksums(data))
         try:
             made = unpack(
                 f"{place}/archive", f"{place}/root", keep_owners=False, most_bytes=1 << 20, most_entries=64
@@ -77,12 +67,12 @@ def tar(data: bytes) -> None:
 
 def layer(data: bytes) -> None:
     """A layer, with whiteouts and attributes: a lower directory, whose names are no whiteouts any more."""
-    place = tempfile.mkdtemp(dir=_MEMORY)
+    place = tempfile.mkdtemp(dir=MEMORY)
     try:
         os.mkdir(f"{place}/a")
         try:
             unpack_layer(
-                io.BytesIO(_with_checksums(data)),
+                io.BytesIO(with_checksums(data)),
                 f"{place}/root",
                 keep_owners=False,
                 most_bytes=1 << 20,
@@ -103,7 +93,7 @@ def tar_entries(data: bytes) -> None:
     """The same, but only read: a hundred times as fast."""
     fd = os.memfd_create("archive")
     try:
-        os.write(fd, _with_checksums(data))
+        os.write(fd, with_checksums(data))
         os.lseek(fd, 0, os.SEEK_SET)
         seen = 0
         with open(fd, "rb", closefd=False) as file:
@@ -278,6 +268,7 @@ def answers(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
+        *images.TARGETS,
         answers,
         cgroup_files,
         filter_entry,
