@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .plan.devices import DEVICES
 from .plan.ops import Op, describe
-from .plan.setup import DEVICES
 from .spec import ContainerSpec
 
 if TYPE_CHECKING:

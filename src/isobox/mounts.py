@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from . import _native, forks
 from .errors import SetupError, UnsupportedError
-from .plan.setup import Placed
+from .plan.parts import Placed
 from .rootfs.layers import Rootfs
 from .shell import Descriptors, Shell, idmapped
 from .spec import ContainerSpec, Mount

@@ -19,8 +19,10 @@ from . import _native, cgroups, runtime
 from .hints import proc_refused, unsupported
 from .host import features
 from .interrupts import Undisturbed
+from .plan.devices import DEVICE_LINKS, DEVICES
 from .plan.ops import Op, encode
-from .plan.setup import DEVICE_LINKS, DEVICES, Shape, prepare_plan
+from .plan.parts import Shape
+from .plan.setup import prepare_plan
 from .rootfs.folder import folder_image
 from .rootfs.host_image import host_image, python_paths
 from .rootfs.layers import Rootfs

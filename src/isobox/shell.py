@@ -23,7 +23,8 @@ from .host import features
 from .idmap import IdMap
 from .pidfds import Pidfd
 from .plan.ops import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, Op
-from .plan.setup import Placed, Shape, prepare_plan
+from .plan.parts import Placed, Shape
+from .plan.setup import prepare_plan
 from .rootfs.layers import Rootfs
 from .security.paths import covers
 from .shared import Shared

@@ -22,8 +22,10 @@ from .idmap import IdMap
 from .interrupts import Undisturbed
 from .mounts import bound_mounts, mounted_volumes, named_mounts, placed_mounts
 from .pidfds import Pidfd
+from .plan.devices import DEVICES, TERMINALS
 from .plan.ops import Op, encode
-from .plan.setup import DEVICES, TERMINALS, Placed, Setup, setup_plan
+from .plan.parts import Placed, Setup
+from .plan.setup import setup_plan
 from .refusals import TooDeep, refuse, refused, setup_error
 from .rootfs.etc import ETC, NAMED, etc_files, etc_size
 from .rootfs.layers import Rootfs

@@ -11,7 +11,8 @@ import pytest
 
 import isobox
 from isobox import Container, ExecError, Mount, SetupError
-from isobox.plan import setup
+from isobox.plan import devices, setup
+from isobox.plan.ops import BELOW_ROOT
 from isobox.security import paths
 from programs import ROOT, sh
 
@@ -41,7 +42,8 @@ def test_followed_they_lead_the_kernel_s_files_elsewhere(
     """The wall taken down: /proc is mounted where the image says. What is at /proc is then a program's to
     choose, and all that is to be hidden or protected below it is looked for in the wrong place.
     """
-    monkeypatch.setattr(setup, "NO_LINKS", setup.BELOW_ROOT)
+    for module in (setup, devices):
+        monkeypatch.setattr(module, "NO_LINKS", BELOW_ROOT)
     (image / "real").mkdir()
     (image / "proc").symlink_to("/real")
     with Container(image, mounts=host_programs) as container:

@@ -16,7 +16,8 @@ from isobox.errors import SpecError, UnsupportedError
 from isobox.landlock import Landlock
 from isobox.plan.exec import User, exec_ops, filter_plan
 from isobox.plan.ops import describe, encode, make
-from isobox.plan.setup import Setup, setup_plan
+from isobox.plan.parts import Setup
+from isobox.plan.setup import setup_plan
 from isobox.security import landlock
 from isobox.security.landlock import Ruleset, container_scope, port_filter, ruleset
 from isobox.security.paths import Covers
