@@ -17,9 +17,10 @@ import pytest
 
 from isobox import RegistryError
 from isobox.images.documents.digest import Digest
+from isobox.images.documents.media import OCI_MANIFEST
 from isobox.images.documents.model import Manifest
 from isobox.images.documents.reference import Reference
-from isobox.images.registry.client import Patience
+from isobox.images.registry.client import Client, Patience
 from isobox.images.registry.progress import Progress
 from isobox.images.registry.pull import pull
 from isobox.images.store import Store
@@ -136,10 +137,21 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.fixture(scope="module")
+def blob(registry: Registry) -> Path:
+    """The only layer of the image, as the registry has it."""
+    put_image(registry, "resume/app", "1", noise(40, SIZE))
+    with Client(registry.address) as client:
+        path = "/v2/resume/app/manifests/1"
+        headers = {"Accept": OCI_MANIFEST}
+        with client.request("GET", path, repository="resume/app", headers=headers) as answer:
+            (layer,) = Manifest.parse(answer.read_all(1 << 20)).layers
+    return registry.blob(str(layer.digest))
+
+
 @pytest.fixture
-def proxy(registry: Registry) -> Iterator[Slow]:
+def proxy(registry: Registry, blob: Path) -> Iterator[Slow]:
     with Slow(registry) as proxy:
-        put_image(registry, "resume/app", "1", noise(40, SIZE))
         yield proxy
 
 
@@ -148,8 +160,17 @@ def reference(proxy: Slow) -> Reference:
     return Reference.parse(f"{proxy.address}/resume/app:1")
 
 
+def left(store: Store, blob: Path, size: int = STOPS) -> Path:
+    """A half as a killed pull leaves it."""
+    data = blob.read_bytes()
+    with store.lease(), store.writer(Digest.of(data), len(data), resume=True) as writer:
+        writer.write(data[:size])
+    (half,) = halves(store)
+    return half
+
+
 def left_by_a_killed_one(store: Store, proxy: Slow, reference: Reference) -> Path:
-    """The half of one that was killed when it had nearly all that the proxy lets through."""
+    """That of one that was killed when it had nearly all that the proxy lets through."""
     proxy.left = STOPS
     with pulling(store, reference) as process:
 
@@ -180,10 +201,10 @@ class TestKilled:
 
     @pytest.mark.parametrize("longer", [False, True])
     def test_what_is_left_is_damaged(
-        self, store: Store, proxy: Slow, reference: Reference, longer: bool
+        self, store: Store, blob: Path, reference: Reference, longer: bool
     ) -> None:
         """By a loss of power, say: it all comes anew."""
-        half = left_by_a_killed_one(store, proxy, reference)
+        half = left(store, blob)
         with half.open("r+b") as file:
             file.write(bytes(4096))
             if longer:
@@ -191,24 +212,18 @@ class TestKilled:
         pull(store, reference)
         whole(store, reference)
 
-    def test_all_of_it_was_there(self, store: Store, proxy: Slow, reference: Reference) -> None:
+    def test_all_of_it_was_there(self, store: Store, proxy: Slow, blob: Path, reference: Reference) -> None:
         """Killed before its name: nothing of it is asked for."""
-        half = left_by_a_killed_one(store, proxy, reference)
-        other = Store(f"{store.path}-other")
-        pull(other, reference)
-        digest = Digest("sha256", half.name.partition("-")[2])
-        half.write_bytes(other.open(digest).read())
-        proxy.served = 0
+        left(store, blob, 2 * SIZE)
         pull(store, reference)
         whole(store, reference)
         assert proxy.served < 100_000
 
     def test_a_registry_that_knows_no_such_range(
-        self, registry: Registry, store: Store, proxy: Slow, reference: Reference
+        self, registry: Registry, store: Store, blob: Path, reference: Reference
     ) -> None:
         """What it has is shorter by now. What was left doesn't stand in the way of the next one."""
-        half = left_by_a_killed_one(store, proxy, reference)
-        blob = registry.blob(half.name.replace("-", ":", 1))
+        half = left(store, blob)
         honest = blob.read_bytes()
         blob.write_bytes(honest[:1000])
         try:
