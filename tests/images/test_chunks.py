@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import io
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from isobox.errors import DigestMismatch, RegistryError
 from isobox.images.documents.descriptor import Descriptor
+from isobox.images.documents.digest import Digest
 from isobox.images.documents.media import OCI_CONFIG, OCI_MANIFEST
 from isobox.images.documents.model import Manifest
 from isobox.images.documents.reference import Reference
@@ -118,17 +121,30 @@ def pushed(
         yield proxy, blob, lambda **given: push(store, image, reference, patience=QUICK, **given)
 
 
+class Counting(Store):
+    """Knows how often each blob was opened."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.opened = Counter[Digest]()
+
+    def open(self, digest: Digest) -> io.BufferedReader:
+        self.opened[digest] += 1
+        return super().open(digest)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(tmp_path: Path) -> Counting:
+    return Counting(tmp_path / "store")
 
 
 @pytest.mark.parametrize("cuts", [False, True])
-def test_smaller_and_smaller_ones(registry: Registry, store: Store, cuts: bool) -> None:
+def test_smaller_and_smaller_ones(registry: Registry, store: Counting, cuts: bool) -> None:
     size = 17 * MIB + 5
     name = "cut" if cuts else "refused"
     with pushed(registry, store, size, name, MIB, cuts=cuts) as (proxy, blob, push_it):
         push_it()
+    assert store.opened[blob.digest] == 4  # not for each of the chunks that go through
     assert registry.blob(str(blob.digest)).read_bytes() == store.open(blob.digest).read()
     answer = 0 if cuts else 413
     assert proxy.sent[:3] == [
