@@ -37,7 +37,7 @@ def debian(place: Path) -> Path:
     recipe = (*RECIPE, *_fetching(), *_source())
     name = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16] + ".tar"
     for path in (CACHE / name, place / name):
-        if path.exists():
+        if os.access(path, os.R_OK):
             return path
     with contextlib.suppress(OSError):
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,8 @@ def _make(recipe: tuple[str, ...], path: Path) -> None:
             done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0:
             errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
-            refuse("debian", "\n".join([f"mmdebstrap made no Debian of {source!r}:", *errors[:10]]))
+            ended = f"mmdebstrap made no Debian of {source!r}, it ended with status {done.returncode}"
+            refuse("debian", "\n".join([ended, *errors[:10]]))
         made.chmod(0o644)
         made.replace(path)
 
