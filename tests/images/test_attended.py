@@ -124,6 +124,19 @@ def test_the_same_as_the_library_makes(
             assert box.commit("new:2").digest == Image.get("new:1").digest
 
 
+def test_an_image_that_is_called_like_a_container(asked: Commands, image: Image, state: Path) -> None:
+    """Its name goes before an image, the beginning of its id doesn't."""
+    with running("--name", "base", "base:1"):
+        (only,) = sockets(state)
+        image.tag("base").tag(only.name[:3])
+        assert asked("diff", "base")[0] == asked("diff", only.name[:4])[0] == FOUND
+        assert (
+            f"may be the container {only.name[:12]} (base) or an image"
+            in asked("diff", only.name[:3], status=125)[1]
+        )
+        assert asked("diff", f"{only.name[:3]}:latest") == asked("diff", "base:1")
+
+
 def test_the_host_image(asked: Commands, state: Path) -> None:
     with running("--name", "box", "host", script="echo x > /tmp/file; echo ready; read line") as process:
         assert asked("diff", "box")[0] == ["A /tmp/file"]

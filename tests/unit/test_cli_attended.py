@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from isobox.cli.running import Running, find, get, what_runs
 from isobox.errors import SpecError, StateError
 from isobox.rootfs.changes import Change
 from isobox.runtime import Owner
+from leftovers import descriptors
 from patience import patient
 
 ID = "0123456789ab"
@@ -58,7 +61,9 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("ISOBOX_DATA_DIR", f"{folder}/data")
         owner = Owner()
         monkeypatch.setattr(runtime, "_current", owner)
+        before = descriptors()
         yield Path(owner.state)
+        assert descriptors() == before
         owner.close()
 
 
@@ -249,9 +254,24 @@ def test_two_of_one_name(state: Path) -> None:
         assert get("f").id == "f" * 12
 
 
+def test_a_name_that_is_another_s_id(state: Path) -> None:
+    with attended(Box()), attended(Box("f" * 12, ID)):
+        assert get(ID).id == ID
+
+
 def test_it_runs_all_the_same(state: Path) -> None:
     """Where a socket can't be made, nobody finds the container."""
     path = Path(runtime.current().state) / "owners" / runtime.current().id / FOLDER
     path.write_bytes(b"")
     with attending(Box()):  # type: ignore[arg-type]
         assert find("web") is None
+
+
+def test_a_run_imports_nothing_of_images() -> None:
+    code = (
+        "import sys, isobox.cli.run; sys.exit(str([name for name in sys.modules if 'isobox.images' in name]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=patient(60)
+    )
+    assert done.stderr == "[]\n"

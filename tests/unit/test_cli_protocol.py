@@ -100,10 +100,14 @@ def test_an_error_of_another_kind() -> None:
 
 @pytest.mark.parametrize("kind", ["printable", "os", "Any", "KeyboardInterrupt", "New", "__doc__"])
 def test_an_error_that_is_none_of_ours(kind: str) -> None:
-    error = {"kind": kind, "text": "\x1b]0;x\x07", "fields": {"__class__": "x", "hint": "\x1b[2J"}}
+    error = {
+        "kind": kind,
+        "text": "\x1b]0;x\x07",
+        "fields": {"__class__": "x", "args": "x", "add_note": 1, "hint": "\x1b[2J"},
+    }
     with pytest.raises(StateError, match=r"\\x1b\]0;x\\x07") as found:
         answer_of({"error": error})
-    assert vars(found.value) == {"hint": "\\x1b[2J"}
+    assert vars(found.value) == {"hint": "\\x1b[2J"} and len(found.value.args) == 1
 
 
 ANSWERS = st.dictionaries(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
-from isobox import Container, Store, runtime
+from isobox import Container, runtime
 from isobox.cli import protocol
 from isobox.cli.protocol import Document, field
 from isobox.errors import IsoboxError, StateError
@@ -148,6 +148,8 @@ class _Attendant:
         return {"changes": [[change.kind, change.path] for change in self._container.changes()]}
 
     def _commit(self, request: Document) -> Document:
+        from isobox import Store  # with all of images, which most runs don't need
+
         options: dict[str, Any] = {}
         for name, value in field(request, "changes", dict).items():
             if name in ("env", "labels"):

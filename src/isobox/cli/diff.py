@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import click
 
 from isobox import Image, NotFound
@@ -29,17 +27,29 @@ def command(as_json: bool, subject: str, other: str | None) -> int:
       isobox diff web
       isobox diff debian:12 app:1
     """
-    if other is not None:
-        changes = _between(get(subject), get(other))
-    else:
-        running = find(subject)
-        changes = _of_container(running) if running is not None else _of_image(subject)
+    changes = _of_one(subject) if other is None else _between(get(subject), get(other))
     if as_json:
         echo_json([{"kind": kind, "path": path} for kind, path in changes])
     else:
         for kind, path in changes:
             click.echo(f"{LETTERS[kind]} {printable(path)}")
     return 0
+
+
+def _of_one(subject: str) -> list[tuple[str, str]]:
+    running = find(subject)
+    if running is not None and subject in (running.id, running.name):
+        return _of_container(running)
+    image = _image(subject)
+    if running is not None and image is not None:  # a short name may be the beginning of an id by chance
+        what = f"{shown(subject)} may be the container {running} or an image"
+        raise click.ClickException(f"{what}. Say the container's id, or the image's name with its tag")
+    if running is not None:
+        return _of_container(running)
+    if image is None:
+        what = f"no container {shown(subject)} runs, and the store has no such image"
+        raise click.ClickException(f"{what}. {what_runs()}")
+    return _of_last(image)
 
 
 def _of_container(running: Running) -> list[tuple[str, str]]:
@@ -53,18 +63,20 @@ def _of_container(running: Running) -> list[tuple[str, str]]:
     return found
 
 
-def _of_image(name: str) -> list[tuple[str, str]]:
+def _image(name: str) -> Image | None:
+    try:
+        return Image.get(name)
+    except (NotFound, InvalidReference):
+        return None
+
+
+def _of_last(image: Image) -> list[tuple[str, str]]:
     from isobox.images.compare import of_the_last
 
-    try:
-        image = Image.get(name)
-    except (NotFound, InvalidReference):
-        what = f"no container {shown(name)} runs, and the store has no such image"
-        raise click.ClickException(f"{what}. {what_runs()}") from None
-    return list(of_the_last(image._store, image._chosen))
+    return of_the_last(image._store, image._chosen)
 
 
-def _between(first: Image, second: Image) -> Iterable[tuple[str, str]]:
+def _between(first: Image, second: Image) -> list[tuple[str, str]]:
     from isobox.images.compare import between
 
-    return list(between(first._store, first._chosen, second._chosen))
+    return between(first._store, first._chosen, second._chosen)
