@@ -223,7 +223,7 @@ def test_ctrl_c_while_it_asks(asked: Commands, image: Image) -> None:
 def test_commit_while_the_program_ends(asked: Commands, image: Image) -> None:
     """All of it, or an error."""
     script = (
-        "busybox head -c 30000000 /dev/urandom > /data/big; busybox sha256sum /data/big; echo ready; read x"
+        "busybox head -c 10000000 /dev/urandom > /data/big; busybox sha256sum /data/big; echo ready; read x"
     )
     script = f"{{ {script.replace('; echo', ' >/data/sum; echo', 1)}; }} 2>&1"
     with running("--name", "web", "base:1", script=script) as process:
