@@ -146,7 +146,8 @@ def idmapped(fd: int, userns_fd: int, *, recursive: bool, what: str) -> None:
         raise UnsupportedError(
             f"owners of {what}",
             "its file system or the kernel has no idmapped mounts, so root inside would own no file of it",
-            "put it on ext4, xfs or btrfs (Linux 5.19), mount it read-only, or use userns='host'",
+            "put it on ext4, xfs or btrfs (Linux 5.19; images of a store: by ISOBOX_DATA_DIR), mount it "
+            "read-only, or use userns='host'",
         ) from None
 
 

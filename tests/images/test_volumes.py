@@ -95,6 +95,22 @@ class TestFirstContent:
         if ROOT:
             assert os.getxattr(f"{place}/tool", "security.capability") == CAPABLE
 
+    def test_sparse_files(self, tmp_path: Path) -> None:
+        content = b"".join(os.urandom(5000).ljust(1 << 20, b"\0") for _ in range(3)) + bytes(4 << 20)
+        (tmp_path / "sparse").mkdir()
+        (tmp_path / "sparse/empty").write_bytes(b"")
+        with open(tmp_path / "sparse/file", "wb") as file:
+            for at in range(0, len(content), 4096):
+                if any(content[at : at + 4096]):
+                    os.pwrite(file.fileno(), content[at : at + 4096], at)
+            file.truncate(len(content))
+        tar = subprocess.run(["tar", "-cSC", tmp_path, "sparse"], capture_output=True, check=True).stdout
+        Image.load(archive(tmp_path / "app.tar", base(), tar, run={}))
+        isobox.run(["true"], "app:1", mounts=["web:/sparse"]).check()
+        made = Path(Volume.get("web").path)
+        assert (made / "file").read_bytes() == content and (made / "empty").read_bytes() == b""
+        assert (made / "file").stat().st_blocks * 512 < 200_000
+
     def test_once(self, image: Image) -> None:
         with Container("app:1", mounts=["web:/data"]) as box:
             sh(box, "rm -r /data/*; echo own > /data/own")

@@ -140,14 +140,42 @@ def _copy_file(source: bytes, target: bytes) -> None:
         open(source, "rb", buffering=0, opener=lambda path, _: os.open(path, flags)) as old,
         open(target, "xb", buffering=0, opener=lambda path, how: os.open(path, how, 0o600)) as new,
     ):
-        try:
-            while os.copy_file_range(old.fileno(), new.fileno(), _PIECE):
-                pass
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            while os.sendfile(new.fileno(), old.fileno(), None, _PIECE):  # from where both stand
-                pass
+        size = os.fstat(old.fileno()).st_size
+        at = 0
+        with contextlib.suppress(_NoMoreData):
+            while at < size:
+                at, end = _data(old.fileno(), at)
+                _copy_range(old.fileno(), new.fileno(), at, end)
+                at = end
+        os.ftruncate(new.fileno(), size)
+
+
+class _NoMoreData(Exception):
+    """There is a hole up to the end."""
+
+
+def _data(fd: int, at: int) -> tuple[int, int]:
+    """Where what is no hole begins, from there on, and where it ends."""
+    try:
+        start = os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise _NoMoreData from None
+    return start, os.lseek(fd, start, os.SEEK_HOLE)
+
+
+def _copy_range(old: int, new: int, at: int, end: int) -> None:
+    os.lseek(old, at, os.SEEK_SET)
+    os.lseek(new, at, os.SEEK_SET)
+    try:
+        while at < end and (count := os.copy_file_range(old, new, min(end - at, _PIECE))):
+            at += count
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        while at < end and (count := os.sendfile(new, old, None, min(end - at, _PIECE))):
+            at += count  # from where both stand
 
 
 def _settle(source: bytes, target: bytes, status: os.stat_result) -> None:

@@ -306,8 +306,9 @@ class Layer(Unpacking):
         except PermissionError as error:
             raise UnsupportedError(
                 "whiteouts in layers",
-                f"the kernel lets nobody but root make them here: {error.strerror}",
-                "boot Linux 5.8 or newer, or keep images on a file system of this machine's own",
+                f"this user may not make them here: {error.strerror}. On an overlay, such as a container's "
+                "own disk, nobody may; before Linux 5.8 only root",
+                "keep images on a disk of the machine (in a container: on a volume): set ISOBOX_DATA_DIR",
             ) from None
         self.whiteouts += 1
 
