@@ -398,7 +398,7 @@ def test_killed_at_any_moment(registry: Registry, monkeypatch: pytest.MonkeyPatc
 
     Each pull after it finishes, with an image whose every byte is right.
     """
-    size = 1_000_000
+    size = 1_100_000  # enough for a half to be kept
     put_image(registry, "killed/app", "1", noise(10, size), noise(11, 50_000), noise(12, 200_000))
     name = f"{registry.address}/killed/app:1"
     killed = half = 0

@@ -526,10 +526,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
             return
         start = int((self.headers.get("Content-Range") or "0-").partition("-")[0])
         data = self.body()
+        if len(data) > self.rules.get("most", len(data)):
+            return self.reply(413)
         if start != len(self.upload):
             return self.reply(416, self.place())
         self.upload += data
-        return self.reply(202, self.place())
+        self.reply(202, self.place())
+        del self.upload[len(self.upload) - self.rules.pop("forgets", 0) :]
 
     def do_PUT(self) -> None:
         data = self.body()
@@ -603,6 +606,25 @@ class TestOtherRegistries:
             for method, path, _ in server.log
             if method == "PATCH"
         )
+        blob = Manifest.parse(store.read(image.digest)).config
+        assert server.blobs == {str(blob.digest): store.read(blob.digest)}
+
+    def test_it_has_less_than_it_said(self, store: Store, image: Descriptor) -> None:
+        """416 to the next chunk: it is asked how far it is, and gets what follows that."""
+        with answering(most=2_000_000, forgets=48_576) as (address, server):
+            push(store, image, Reference.parse(f"{address}/app:1"), patience=QUICK)
+        log = [(method, given) for method, path, given in server.log if "/uploads/" in path]
+        assert log == [
+            ("POST", None),
+            ("PATCH", None),
+            ("GET", None),
+            ("PATCH", "0-1048575"),
+            ("PATCH", "1048576-2097151"),
+            ("GET", None),
+            ("PATCH", "1000000-2048575"),
+            ("PATCH", "2048576-2999999"),
+            ("PUT", None),
+        ]
         blob = Manifest.parse(store.read(image.digest)).config
         assert server.blobs == {str(blob.digest): store.read(blob.digest)}
 

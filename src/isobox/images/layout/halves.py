@@ -93,7 +93,7 @@ def collect_halves(layout: Layout, age: float = AGE) -> int:
     try:
         with layout.directory(*PLACE) as halves:
             for name in os.listdir(halves):
-                with contextlib.suppress(FileNotFoundError):  # it has just become a blob
+                with contextlib.suppress(FileNotFoundError, PermissionError):  # a blob by now; another user's
                     freed += _collected(name, halves, age)
     except FileNotFoundError:
         pass
