@@ -16,8 +16,9 @@ from attrs.exceptions import FrozenInstanceError
 
 import hosts
 from isobox import host, idmap
-from isobox.host import SINCE, HostFeatures, parse_release
+from isobox.host import HostFeatures
 from isobox.idmap import IdRange
+from isobox.kernel import SINCE, parse_release
 
 FACTS = sorted(
     name for name in dir(HostFeatures) if not name.startswith("_") and name not in ("since", "why")
