@@ -286,8 +286,9 @@ def _not_for(
     listed = ", ".join([printable(str(other)) for other in there[:_SHOWN]])
     kind = NotFound if isinstance(error, NotFound) else ImageError  # isobox run pulls what isn't there
     return kind(
-        f"image {shown(name)} is here for {listed} alone, and containers are to be for {wanted}. Fetch that, "
-        "where its registry has it: isobox pull, with --platform, or Image.pull with platform="
+        f"image {shown(name)} is here for {listed} alone, and a container needs {wanted}. Where its "
+        f"registry has that: isobox pull --platform {wanted.os}/{wanted.architecture} NAME, or Image.pull "
+        "with platform="
     )
 
 
