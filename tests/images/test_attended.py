@@ -279,11 +279,12 @@ with socket.socket(socket.AF_UNIX) as connection:
 
 def test_no_container_asks(state: Path) -> None:
     """Not even one that is given the folder, and whose root is this very user."""
+    request = protocol.encoded({"ask": "diff"}, 100).hex()
     with running("--name", "web", "host", script="echo ready; read line"):
         (path,) = sockets(state)
-        request = protocol.encoded({"ask": "diff"}, 100).hex()
+        outside = subprocess.run(python(INSIDE, str(path), request), capture_output=True, timeout=patient(60))
+        assert b'{"answer": {"changes": []}}' in outside.stdout
         inside = python(INSIDE, f"/mnt/{path.name}", request)
-        answers = isobox.run(
-            inside, mounts=[f"{path.parent}:/mnt"], userns="host" if ROOT else "auto", text=True
-        )
-        assert "another PID namespace" in answers.stdout, answers.stderr
+        mounts = [f"{path.parent}:/mnt"]
+        answer = isobox.run(inside, mounts=mounts, userns="host" if ROOT else "auto", text=True)
+        assert "another PID namespace" in answer.stdout, answer.stderr
