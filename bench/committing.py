@@ -44,7 +44,7 @@ def committing(bench: Bench) -> Case:
             Subject("tar -czf", _once_made(lambda: _gnu_tar(work, files)), 1, "no image, no digests"),
             Subject("isobox commit", _once_made(lambda: _isobox(stack, work, base, files)), 1),
         ]
-        return Case("commit 109 MB", interleave("committing", subjects, bench.rounds(3, 6)))
+        return Case("commit 109 MB", interleave("committing", subjects, bench.rounds(2, 4)))
 
 
 def _once_made(make: Callable[[], Take]) -> Take:

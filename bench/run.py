@@ -50,7 +50,7 @@ def machine() -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute and a half")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a third of the time")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every sample and goal to FILE")
     parser.add_argument(
         "--picture", metavar="FILE", type=Path, help="where to draw (default: the docs' picture)"
