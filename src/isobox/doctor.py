@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 
+from isobox.collecting import Collected
 from isobox.errors import IsoboxError
 from isobox.findings import Item, Report
-from isobox.runtime import Collected, Owner
+from isobox.runtime import Owner
 
 __all__ = ["Collected", "Item", "Report", "doctor", "doctor_clean"]
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from isobox import runtime
 from isobox.errors import SpecError, StateError, UnsupportedError
 from isobox.idmap import COUNT, IdRange
+from isobox.ranges import gap
 from isobox.runtime import Owner
 
 root_only = pytest.mark.requires("root")  # ranges of ids are for root
@@ -60,7 +61,8 @@ def files(places: Path) -> list[str]:
 
 
 def child(code: str) -> subprocess.Popen[str]:
-    program = "import os, sys\nfrom isobox.runtime import *\nowner = Owner()\n" + code
+    program = "import os, sys\nfrom isobox.errors import *\nfrom isobox.runtime import *\n"
+    program += "owner = Owner()\n" + code
     return subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -172,7 +174,7 @@ bounds = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(
 def test_a_place_for_ranges_is_free_and_found_if_there_is_one(
     ranges: list[IdRange], taken: list[IdRange], windows: int
 ) -> None:
-    found = runtime._gap(tuple(ranges), taken, windows)
+    found = gap(tuple(ranges), taken, windows)
     if found is None:
         for whole in ranges:
             for start in range(whole.start, whole.end - COUNT + 1, 1000):
