@@ -7,10 +7,10 @@ import http.client
 import socket
 import ssl
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
@@ -25,6 +25,7 @@ from isobox.errors import ImageError, RegistryError, shown
 
 from ..tar.compression import Readable
 from .authorization import is_loopback
+from .paced import PacedResponse
 
 __all__ = ["Body", "Patience", "Response", "Wire", "bare", "split"]
 
@@ -64,15 +65,11 @@ class Response:
         raw: urllib3.BaseHTTPResponse,
         url: str,
         what: str,
-        patience: Patience,
         forget: Callable[[Response], object],
     ) -> None:
         self._raw = raw
         self.what = what
         self._forget = forget
-        self._patience = patience
-        self._since = time.monotonic()
-        self._came = 0
         self.status: int = raw.status
         self.headers: Mapping[str, str] = raw.headers
         self.url = url
@@ -84,14 +81,6 @@ class Response:
         """
         with _as_registry_error(self.what):
             data: bytes = self._raw.read1(size)
-        self._came += len(data)
-        seconds = time.monotonic() - self._since
-        if data and seconds > self._patience.silence:
-            if self._came < self._patience.least * seconds:
-                raise RegistryError(
-                    f"{self.what}: too slow: {self._came} bytes came in {seconds:.0f} seconds", transient=True
-                )
-            self._since, self._came = time.monotonic(), 0
         return data
 
     def read_all(self, most: int) -> bytes:
@@ -176,7 +165,7 @@ class Wire:
                     decode_content=False,
                 )
         self.answered = True
-        response = Response(raw, url, what, self._patience, self._open.discard)
+        response = Response(raw, url, what, self._open.discard)
         self._open.add(response)
         if self._stop.is_set():
             response.shutdown()
@@ -239,13 +228,19 @@ class Wire:
     def _pool_classes(self) -> dict[str, type[urllib3.HTTPConnectionPool]]:
         """Pools whose connections are known here, so that `abort` can end them."""
         wire = self
+        patience = self._patience
+        answer: Any = staticmethod(partial(PacedResponse, silence=patience.silence, least=patience.least))
 
         class Plain(HTTPConnection):
+            response_class = answer
+
             def connect(self) -> None:
                 super().connect()
                 wire._connected(self)
 
         class Secure(HTTPSConnection):
+            response_class = answer
+
             def connect(self) -> None:
                 super().connect()
                 if wire._insecure:
@@ -322,7 +317,7 @@ def _reason(error: Exception) -> tuple[str, bool]:
     if isinstance(error, exceptions.NewConnectionError):
         return "no connection to it: is it running, at this address and port?", True
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-        return "it did not answer in time", True
+        return "it did not answer in time, or too slowly", True
     if isinstance(error, (exceptions.ProtocolError, http.client.HTTPException, OSError)):
         return "the connection was cut, or its answer is not HTTP", True
     if isinstance(error, (exceptions.LocationValueError, ValueError)):
