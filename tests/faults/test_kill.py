@@ -120,6 +120,45 @@ time.sleep(1000)
 """
 
 
+STOPS = """
+import os
+while True:
+    try:
+        os.kill(-1, 19)  # SIGSTOP
+    except OSError:  # nobody else is there
+        pass
+"""
+
+KEPT = """
+import os, sys, threading, time
+from isobox import DEVNULL, Container
+
+def is_kept(child):
+    try:
+        with open(f"/proc/{child}/stat") as file:
+            name, _, rest = file.read().partition("(")[2].rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "isobox-in" in name and rest.split()[0] == "T"
+
+def children():
+    for thread in os.listdir(f"/proc/{c.pid}/task"):
+        with open(f"/proc/{c.pid}/task/{thread}/children") as file:
+            yield from file.read().split()
+
+c = Container().start()
+p = c.popen([sys.executable, "-I", "-S", "-c", sys.argv[1]], stdout=DEVNULL, stderr=DEVNULL)
+for _ in range(50):
+    threading.Thread(target=c.exec, args=(["true"],), daemon=True).start()
+    time.sleep(0.05)
+    kept = any(map(is_kept, children()))
+    if kept:
+        break
+print(c.pid, "kept" if kept else "not kept", flush=True)
+time.sleep(1000)
+"""
+
+
 def lives(pid: str) -> bool:
     """Whoever inherits orphans may take its time to reap them."""
     try:
@@ -146,3 +185,22 @@ def test_while_it_is_paused(places: dict[str, str]) -> None:
     assert nothing_left(places, ids) == []
     assert not any(map(lives, pids))
     assert gone
+
+
+def test_while_a_program_is_kept_from_its_beginning(places: dict[str, str]) -> None:
+    """Root inside may stop what is about to be a program; init waits for that, and sees its owner's end."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", KEPT, STOPS],
+        env={**os.environ, **places}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert owner.stdout is not None
+    pid, _, kept = owner.stdout.readline().strip().partition(" ")
+    ids = os.listdir(f"{places['ISOBOX_STATE_DIR']}/owners")
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    gone = wait_until(lambda: not lives(pid), patient(MOST_SECONDS))
+    clean(places)
+    assert nothing_left(places, ids) == []
+    assert gone
+    print(kept)

@@ -114,7 +114,7 @@ long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg)
         now_.thread = entry;
         return ++now_.next_pid;
     }
-    if (flags & CLONE_VFORK) {
+    if (flags & CLONE_CHILD_CLEARTID) {
         memcpy(now_.before, now_.open, sizeof now_.open);
         now_.in_child++;
         if (!setjmp(child_over))

@@ -24,13 +24,32 @@ static void child_main(void *argument)
     SYS1(__NR_exit, 127);
 }
 
+/* 1 while a child is in our memory: at its execve or its end the kernel clears it and wakes who waits for that
+ * (CLONE_CHILD_CLEARTID in clone(2)). */
+static int shared;
+
+/* Not CLONE_VFORK: whoever is root inside may stop the child (SIGSTOP), and then nobody would see the owner's end. */
+static void await_memory(void)
+{
+    const struct __kernel_timespec at_once = {0, 0}, a_while = {0, 100000000};
+    while (__atomic_load_n(&shared, __ATOMIC_ACQUIRE)) {
+        struct pollfd owner = {ISOBOX_FD_OWNER, POLLIN, 0};
+        if (SYS4(__NR_futex, &shared, FUTEX_WAIT, 1, &a_while) == -ETIMEDOUT &&
+            SYS5(__NR_ppoll, &owner, 1, &at_once, 0, 0))
+            isobox_leave(0);
+    }
+}
+
 /* The child that becomes a program: in our memory until then, while we wait. */
 long isobox_clone_exec(struct isobox_child *child, int cgroup_fd)
 {
     unsigned int bases = isobox_base_count; /* what it opens is open there only */
     int ruleset = isobox_ruleset;
-    long pid = isobox_clone_into(cgroup_fd, CLONE_VM | CLONE_VFORK | SIGCHLD, child_stack, sizeof child_stack, 0,
-                                 child_main, child);
+    shared = 1;
+    long pid = isobox_clone_into(cgroup_fd, CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD, child_stack,
+                                 sizeof child_stack, 0, &shared, child_main, child);
+    if (pid > 0)
+        await_memory();
     isobox_base_count = bases;
     isobox_ruleset = ruleset;
     return pid;
@@ -62,7 +81,7 @@ long isobox_clone_into_own_pids(struct isobox_child *child, int *keeper)
     if (pid < 0)
         return pid;
     *keeper = 0;
-    pid = isobox_clone(SIGCHLD, 0, 0, keeper_main, 0);
+    pid = isobox_clone(SIGCHLD, 0, 0, 0, keeper_main, 0);
     if (pid > 0) {
         *keeper = (int)pid;
         pid = isobox_clone_exec(child, -1); /* only where there are no cgroups */
@@ -129,7 +148,7 @@ void isobox_serve_filter(const struct isobox_request *request, long size)
     struct isobox_child work = {isobox_plan_of(request, size, 0), 0};
     long failed = work.run.ops && !filtered.installed ? 0 : -EBADMSG;
     if (!failed && !filtered.started) {
-        failed = isobox_clone(CLONE_OF_THREAD, filtered_stack + sizeof filtered_stack, 0, filtered_main, 0);
+        failed = isobox_clone(CLONE_OF_THREAD, filtered_stack + sizeof filtered_stack, 0, 0, filtered_main, 0);
         filtered.started = failed > 0;
     }
     if (failed >= 0)

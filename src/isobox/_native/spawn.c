@@ -134,7 +134,7 @@ int isobox_spawn_init(struct isobox_spawn *spawn)
     /* A signal handler of the host program must not run in the child, which shares its memory. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    long pid = isobox_clone_into(spawn->cgroup_fd, flags, stack, STACK, &pidfd, newborn_main, &self);
+    long pid = isobox_clone_into(spawn->cgroup_fd, flags, stack, STACK, &pidfd, 0, newborn_main, &self);
     pthread_sigmask(SIG_SETMASK, &before, 0);
     if (pid < 0) {
         spawn->error = (int)-pid;

@@ -82,10 +82,11 @@ static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(v
 
 /* The child runs entry(arg) on the stack that ends at `stack` (0: a copy of ours) and never comes back.
  * `flags` has the exit signal too. Not clone3, whose flags no seccomp filter can look at: some forbid it. */
-static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*entry)(void *), void *arg)
+static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, int *child_tid, void (*entry)(void *),
+                                void *arg)
 {
     long result;
-    register long r10 __asm__("r10") = 0;
+    register int *r10 __asm__("r10") = child_tid;
     register long r8 __asm__("r8") = 0;
     register void (*r9)(void *) __asm__("r9") = entry;
     register void *r12 __asm__("r12") = arg;
@@ -141,14 +142,15 @@ static inline long isobox_clone3(struct isobox_clone_args *args, void (*entry)(v
     return x0;
 }
 
-static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*entry)(void *), void *arg)
+static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, int *child_tid, void (*entry)(void *),
+                                void *arg)
 {
     register long x8 __asm__("x8") = __NR_clone;
     register long x0 __asm__("x0") = (long)flags;
     register long x1 __asm__("x1") = (long)stack;
     register int *x2 __asm__("x2") = pidfd;
     register long x3 __asm__("x3") = 0;
-    register long x4 __asm__("x4") = 0;
+    register int *x4 __asm__("x4") = child_tid;
     register void (*x5)(void *) __asm__("x5") = entry;
     register void *x6 __asm__("x6") = arg;
     __asm__ volatile("svc #0\n\t"
@@ -181,15 +183,16 @@ static inline long isobox_clone(uint64_t flags, void *stack, int *pidfd, void (*
 /* The same on a stack of `size` bytes that begins at `stack`, in the v2 cgroup of a descriptor from birth
  * (CLONE_INTO_CGROUP, Linux 5.7), or by isobox_clone in ours where that is negative. */
 __attribute__((no_sanitize("address", "undefined"), unused)) static long
-isobox_clone_into(int cgroup_fd, uint64_t flags, unsigned char *stack, unsigned long size, int *pidfd,
+isobox_clone_into(int cgroup_fd, uint64_t flags, unsigned char *stack, unsigned long size, int *pidfd, int *child_tid,
                   void (*entry)(void *), void *arg)
 {
     if (cgroup_fd < 0)
-        return isobox_clone(flags, stack + size, pidfd, entry, arg);
+        return isobox_clone(flags, stack + size, pidfd, child_tid, entry, arg);
     struct isobox_clone_args args = {0};
     args.flags = (flags & ~(uint64_t)0xff) | 0x200000000ULL;
     args.exit_signal = flags & 0xff;
     args.pidfd = (uint64_t)(uintptr_t)pidfd;
+    args.child_tid = (uint64_t)(uintptr_t)child_tid;
     args.stack = (uint64_t)(uintptr_t)stack;
     args.stack_size = size;
     args.cgroup = (uint64_t)cgroup_fd;
