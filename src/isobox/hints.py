@@ -84,7 +84,11 @@ _HINTS: dict[tuple[str, int], str] = {
         "COPY",
         errno.ENOSPC,
     ): "The disk is full, or the container wrote on while it was copied: pause it",
-    ("COPY", errno.EOPNOTSUPP): "The file system of ISOBOX_DATA_DIR has no extended attributes of users",
+    (
+        "COPY",
+        errno.EOPNOTSUPP,
+    ): "Where the snapshot goes are no extended attributes of users: in ISOBOX_DATA_DIR, "
+    "or in memory before Linux 6.6",
     ("RLIMIT", errno.EPERM): "A hard limit can't be raised above this process's own",
 }
 

@@ -26,8 +26,9 @@ part() {
 "
 }
 
-# Reading and writing images is the same on every kernel; running them is in tests/kernel.
-everywhere="--ignore-glob=tests/unit/test_images_* --ignore=tests/unit/test_wheel.py"
+# What is the same on every kernel: reading and writing images, the command line, text.
+everywhere="--ignore-glob=tests/unit/test_images_* --ignore-glob=tests/unit/test_cli*
+    --ignore=tests/unit/test_import.py --ignore=tests/unit/test_tar.py --ignore=tests/unit/test_wheel.py"
 
 for folder in tests/unit tests/kernel tests/faults; do
     # shellcheck disable=SC2086  # a list
@@ -35,6 +36,12 @@ for folder in tests/unit tests/kernel tests/faults; do
 done
 kernel=tests/kernel
 hostile=tests/hostile
+# Overlays of many layers, and snapshots, which older kernels take otherwise.
+snapshot=tests/images/test_snapshot.py
+images="tests/images/test_running.py::TestKeptReady::test_many_layers $snapshot::TestContent::test_file_by_file
+    $snapshot::TestLife::test_on_older_kernels $snapshot::TestNothingLeft::test_killed"
+# shellcheck disable=SC2086  # a list
+part "root, images" "$python" -m pytest -m 'not slow' $images "$@"
 part "root, $hostile" "$python" -m pytest -m 'not slow' $hostile/test_init.py $hostile/test_privileges.py \
     $hostile/test_machine.py $hostile/test_neighbours.py "$@"
 part "without births in cgroups" "$python" tests/older.py clone_into_cgroup -- \
@@ -44,6 +51,12 @@ of_users="$kernel/test_features.py $kernel/test_meaning.py $kernel/test_user.py 
     $kernel/test_doctor.py $kernel/test_container.py $hostile/test_init.py"
 # shellcheck disable=SC2086  # a list of files
 part "ordinary user" sh tests/as_user.sh "$python" -m pytest -m 'not slow' $of_users $kernel/test_limits.py "$@"
+# shellcheck disable=SC2086
+part "ordinary user, images" sh tests/as_user.sh "$python" -m pytest -m 'not slow' \
+    $kernel/test_images.py::TestRunning $kernel/test_images.py::TestOwners $images "$@"
+# shellcheck disable=SC2086
+part "ordinary user with one id, images" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
+    "$python" -m pytest -m 'not slow' $kernel/test_images.py::TestRunning::test_one_id $snapshot::TestContent::test_file_by_file "$@"
 # shellcheck disable=SC2086
 part "ordinary user with one id" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
     "$python" -m pytest -m 'not slow' $of_users $kernel/test_limits.py "$@"

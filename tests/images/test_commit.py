@@ -119,6 +119,7 @@ def listing(box: Container) -> list[str]:
 
 @pytest.mark.parametrize("userns", ["auto", pytest.param("host", marks=pytest.mark.requires("root"))])
 class TestCommit:
+    @pytest.mark.requires("tmpfs_xattrs")
     def test_the_same_again(self, userns: Any, image: Image, tmp_path: Path, data: Path) -> None:
         """What the container had is what a container of the new image has, and what umoci unpacks."""
         if userns == "auto":
@@ -163,6 +164,7 @@ class TestCommit:
             )
         assert ours == theirs
 
+    @pytest.mark.requires("tmpfs_xattrs")
     def test_the_same_layer(self, userns: Any, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
         """Equal content gives an equal layer, be it of another container; later times are one time."""
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -181,6 +183,7 @@ class TestCommit:
         with Container("base:1", userns=userns, mounts=[f"{tmp_path}:/mnt/a/b"]) as box:
             assert names(box.commit("new:1")) == []
 
+    @pytest.mark.requires("tmpfs_xattrs")
     def test_attributes(self, userns: Any, image: Image, tmp_path: Path, data: Path) -> None:
         """A file's own, and its capabilities as the container's root gave them."""
         attributes_kept(tmp_path)
@@ -388,6 +391,7 @@ class TestOthers:
             box.resume()
             assert box.commit("new:2").layers == made.layers
 
+    @pytest.mark.requires("tmpfs_xattrs")
     @pytest.mark.parametrize("userns", ["auto", pytest.param("host", marks=pytest.mark.requires("root"))])
     def test_of_a_snapshot(self, userns: Any, image: Image) -> None:
         with Container("base:1", userns=userns) as box:
@@ -423,6 +427,7 @@ class TestOthers:
                 Image.from_tar(io.BytesIO(export(box)))
             process.kill()
 
+    @pytest.mark.requires("tmpfs_xattrs")
     @pytest.mark.requires("id_ranges")
     def test_files_of_other_users(self, image: Image) -> None:
         """An ordinary user can't read them from outside; the container's root can."""
@@ -460,6 +465,7 @@ def export(box: Container) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.requires("tmpfs_xattrs")
 def test_export(image: Image, tmp_path: Path) -> None:
     """As an image, it is the same again; what was mounted is not in it."""
     (tmp_path / "own").write_bytes(b"of the host")

@@ -98,12 +98,12 @@ class TestKeptReady:
         """Given one by one, and in one option: the kernel takes a page of those before Linux 6.8."""
         # What would mean something to the kernel there.
         monkeypatch.setenv("ISOBOX_DATA_DIR", str(tmp_path / "a:b,c\\d"))
-        load(tmp_path, base(), *[packed(entry(f"etc/{number}", b"x")) for number in range(210)])
+        load(tmp_path, base(), *[packed(entry(f"etc/{number}", b"x")) for number in range(130)])
         for _ in range(2):
             with Container("app:1") as box:
-                assert len(said(box, ["ls", "/etc"]).split()) == 212 + 3  # those of isobox
+                assert len(said(box, ["ls", "/etc"]).split()) == 132 + 3  # those of isobox
                 said(box, ["busybox", "rm", "/etc/7"])
-                assert len(said(box, ["ls", "/etc"]).split()) == 212 + 2
+                assert len(said(box, ["ls", "/etc"]).split()) == 132 + 2
                 if not shared.shared().lowerdir_plus:
                     assert "lowerdir=0:1:2:3" in box.explain()
             monkeypatch.setattr(shared.shared(), "lowerdir_plus", False)
