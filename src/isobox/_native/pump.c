@@ -93,8 +93,8 @@ static int pump_failed(struct isobox_pump *pump, int error)
     return ISOBOX_PUMP_ERROR;
 }
 
-/* write(2) without its SIGPIPE: a program may close its stdin at any time, and end a host program so that has this
- * signal at its default. One that was pending before stays so. */
+/* write(2) without its SIGPIPE: a program may close its stdin at any time, and would end a host program by that which
+ * has this signal at its default. One that was pending before stays so. */
 static ssize_t write_quietly(int fd, const unsigned char *data, unsigned long size)
 {
     const struct timespec at_once = {0, 0};
