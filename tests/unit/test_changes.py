@@ -95,6 +95,20 @@ def test_a_replaced_directory(lower: Path, upper: Path) -> None:
     ]
 
 
+def test_a_replaced_directory_of_several_layers(lower: Path, upper: Path, tmp_path: Path) -> None:
+    """What a layer had deleted already is no change."""
+    above = tmp_path / "above"
+    (above / "etc").mkdir(parents=True)
+    os.mknod(above / "etc" / "passwd", 0o020000, 0)
+    (upper / "etc").mkdir()
+    try:
+        os.setxattr(upper / "etc", "user.overlay.opaque", b"y")
+    except OSError:
+        pytest.skip("this file system has no user attributes")
+    found = changes(Uppers(upper), [Tree("/", (Layer(str(above)), Layer(str(lower))))], [])
+    assert [f"{change.kind} {change.path}" for change in found] == ["modified /etc", "deleted /etc/conf.d"]
+
+
 def test_what_isobox_made_is_left_out(lower: Path, upper: Path) -> None:
     (upper / "etc").mkdir(mode=0o711)
     (upper / "etc" / "fresh" / "mount").mkdir(parents=True)

@@ -205,7 +205,9 @@ class _Walk:
         if fresh:
             gone = {name for lower in lowers for name in lower.names()} - set(names)
             for name in gone:
-                if (*place, name) not in self._hidden and (*self._target, *place, name) not in self._never:
+                if (*place, name) in self._hidden or (*self._target, *place, name) in self._never:
+                    continue
+                if _stats(name, lowers):  # else one layer has deleted it from another
                     yield self._change((*place, name), "deleted")
 
     def _entry(
