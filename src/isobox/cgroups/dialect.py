@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
 
+from ..errors import CgroupError, UnsupportedError
 from ..spec import IoLimit
 from ..usage import Usage
 from .convert import huge_page_name, parse_number
@@ -164,3 +167,15 @@ class Dialect(ABC):
     @abstractmethod
     def is_frozen(self, group: Directory) -> bool:
         """Return whether everything in the group has stopped."""
+
+
+def set_disk(group: Directory, file: str, number: str, value: str, holds: Callable[[bytes], bool]) -> None:
+    """Set an io limit of the device ``major:minor``; see `Directory.set`."""
+    try:
+        group.set(file, f"{number} {value}", holds, "io limit")
+    except CgroupError as error:
+        if error.errno == errno.ENODEV:
+            raise UnsupportedError(
+                f"io limit of {number}", "the kernel limits whole disks only", "name the disk"
+            ) from error
+        raise

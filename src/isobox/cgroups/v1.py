@@ -25,7 +25,7 @@ from .convert import (
     weight_to_shares,
     whole_pages,
 )
-from .dialect import Dialect, OomWatch, Reading
+from .dialect import Dialect, OomWatch, Reading, set_disk
 from .directory import Directory
 
 _IO = {
@@ -132,19 +132,7 @@ class _V1(Dialect):
                 if getattr(limit, name) is not None:
                     wanted[file, number] = getattr(limit, name)
         for (file, number), value in wanted.items():
-            try:
-                group.set(
-                    file,
-                    f"{number} {value}",
-                    _holds_device(number, value),
-                    "io limit",
-                )
-            except CgroupError as error:
-                if error.errno == errno.ENODEV:
-                    raise UnsupportedError(
-                        f"io limit of {number}", "the kernel limits whole disks only", "name the disk"
-                    ) from error
-                raise
+            set_disk(group, file, number, str(value), _holds_device(number, value))
 
     def cpu_time_file(self) -> str:
         return "cpuacct.usage"

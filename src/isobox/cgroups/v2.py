@@ -22,7 +22,7 @@ from .convert import (
     parse_ranges,
     whole_pages,
 )
-from .dialect import Dialect, OomWatch, Reading
+from .dialect import Dialect, OomWatch, Reading, set_disk
 from .directory import Directory
 
 _IO = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
@@ -112,14 +112,7 @@ class _V2(Dialect):
                 # A device without any limit is not listed.
                 return parse_io_max(kept).get(number, dict.fromkeys(_IO.values())) == values
 
-            try:
-                group.set("io.max", f"{number} {text}", holds, "io limit")
-            except CgroupError as error:
-                if error.errno == errno.ENODEV:
-                    raise UnsupportedError(
-                        f"io limit of {number}", "the kernel limits whole disks only", "name the disk"
-                    ) from error
-                raise
+            set_disk(group, "io.max", number, text, holds)
 
     def cpu_time_file(self) -> str:
         return "cpu.stat"
