@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -107,6 +108,38 @@ class TestKeptReady:
                 if not shared.shared().lowerdir_plus:
                     assert "lowerdir=0:1:2:3" in box.explain()
             monkeypatch.setattr(shared.shared(), "lowerdir_plus", False)
+
+
+ONE_ID = """
+import sys
+sys.path = {path}
+from isobox import Container, Image
+Image.load({archive!r})
+with Container("app:1", mounts=["web:/data"]) as box:
+    script = "stat -c %u:%g /srv /data; cat /data/new; echo own > /data/own"
+    print(box.exec(["sh", "-c", script], text=True).stdout)
+    box.commit("new:1")
+print(*[image.references for image in Image.all()])
+for image in Image.all():
+    image.remove()
+"""
+
+
+def test_root_with_one_id(tmp_path: Path, data: Path) -> None:
+    """As unshare --map-root-user makes it: all files of an image are its own."""
+    path = str(archive(tmp_path / "image.tar", base(), upper(), run={}))
+    command = [sys.executable, "-c", ONE_ID.format(path=sys.path, archive=path)]
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as state:  # /run/isobox is another's in there
+        os.chmod(state, 0o711)
+        done = subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", *command],
+            env={**os.environ, "ISOBOX_STATE_DIR": state},
+            capture_output=True,
+            timeout=patient(60),
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.split() == b"0:0 0:0 n ('app:1',) ('new:1',)".split()
+    assert os.listdir(data / "layers-1/layers") == []
 
 
 class TestWhatItRuns:
