@@ -313,6 +313,11 @@ def _reason(error: Exception) -> tuple[str, bool]:
                 "its certificate can't be verified. Add its authority to the system's certificates, or put "
                 f"it as NAME.crt into {_FOLDER}, or name a file with it in SSL_CERT_FILE"
             ), False
+        if "EOF" in str(error):  # so it is, too, where it has said why and what we send comes too late
+            return (
+                "it ended the connection when TLS began: it may speak plain http, for which insecure is "
+                f"needed, or want a client certificate, NAME.cert with NAME.key in {_FOLDER}"
+            ), True
         return "TLS with it failed: it may speak plain http, for which insecure is needed", False
     if isinstance(error, exceptions.NewConnectionError):
         return "no connection to it: is it running, at this address and port?", True
