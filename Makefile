@@ -26,7 +26,8 @@ DELEGATED_TESTS ?= $(addprefix tests/kernel/test_,cgroups.py container.py device
 QEMU_TESTS ?= tests/unit/test_host.py tests/unit/test_cgroups.py tests/kernel/test_doctor.py::test_here \
     tests/kernel/test_doctor.py::test_all_limits_work_for_root tests/kernel/test_namespaces.py \
     tests/kernel/test_rootfs.py tests/kernel/test_limits.py tests/kernel/test_cgroups.py tests/kernel/test_features.py \
-    tests/kernel/test_meaning.py tests/kernel/test_devices.py tests/kernel/test_landlock.py::TestScopes
+    tests/kernel/test_meaning.py tests/kernel/test_devices.py tests/kernel/test_landlock.py::TestScopes \
+    tests/images/test_snapshot.py::TestLife::test_on_older_kernels
 OLDER_TESTS ?= tests/kernel
 # Nothing differs there but how isobox-init and programs start.
 STARTS := tests/kernel/test_exec.py tests/kernel/test_popen.py tests/kernel/test_container.py

@@ -56,7 +56,8 @@ part "ordinary user, images" sh tests/as_user.sh "$python" -m pytest -m 'not slo
     $kernel/test_images.py::TestRunning $kernel/test_images.py::TestOwners $images "$@"
 # shellcheck disable=SC2086
 part "ordinary user with one id, images" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
-    "$python" -m pytest -m 'not slow' $kernel/test_images.py::TestRunning::test_one_id $snapshot::TestContent::test_file_by_file "$@"
+    "$python" -m pytest -m 'not slow' $kernel/test_images.py::TestRunning::test_one_id \
+    $snapshot::TestContent::test_file_by_file "$@"
 # shellcheck disable=SC2086
 part "ordinary user with one id" env ISOBOX_ONE_ID=1 sh tests/as_user.sh \
     "$python" -m pytest -m 'not slow' $of_users $kernel/test_limits.py "$@"

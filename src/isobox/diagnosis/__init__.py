@@ -93,7 +93,8 @@ def _kernel() -> Item:
             "kernel",
             "degraded",
             "; ".join(facts.why(name) for name in old),
-            "boot a newer kernel",
+            "boot a newer kernel"
+            + ', or use upper="disk" where directories of an image are removed' * ("tmpfs_xattrs" in old),
             needed=True,
         )
     return Item("kernel", "works", f"Linux {facts.release}", needed=True)
