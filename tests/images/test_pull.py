@@ -75,6 +75,23 @@ def test_the_same_layer_is_fetched_once_and_progress_is_told(registry: Registry)
     assert image.size == sum(one.size for one in told if one.step == "done")
 
 
+def test_a_layer_is_unpacked_while_it_is_fetched(registry: Registry, data: Path) -> None:
+    put_image(registry, "early/app", "1", noise(5, 3_000_000))
+
+    def unpacking() -> bool:
+        made = [*data.glob("layers*/layers/.layer-*/*")]
+        return any(path.name != "parent" for path in made)
+
+    def wait(one: Progress) -> None:
+        if one.step == "downloading" and one.size // 2 < one.received < one.size:
+            seen.append(wait_until(unpacking))
+
+    seen: list[bool] = []
+    image = Image.pull(f"{registry.address}/early/app:1", progress=wait)
+    assert seen and all(seen) and not unpacking()
+    assert [*data.glob("layers*/layers/sha256:*")] and image.layers
+
+
 def test_progress_for_people(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     put_image(registry, "people/app", "1", packed(entry("a", b"1")))
     image = Image.pull(f"{registry.address}/people/app:1", progress=True)

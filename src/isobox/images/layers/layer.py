@@ -133,10 +133,14 @@ def unpack_layer(
 
 
 def read_layer(stream: Readable, layer: Layer, diff_id: Digest | None, most_bytes: int) -> LayerUnpacked:
-    """Read a layer up to its end and place what it has; see `unpack_layer`. Raises OSError too."""
+    """Read a layer up to its end and place what it has; see `unpack_layer`. Raises OSError too.
+
+    A stream that may wait has a `give_up`, which ends that from another thread.
+    """
     algorithm = "sha256" if diff_id is None else diff_id.algorithm
     hasher = (diff_id or Digest.of(b"")).hasher()
-    with Ahead(decompressed(stream), hasher) as source:
+    give_up = getattr(stream, "give_up", lambda: None)
+    with Ahead(decompressed(stream), hasher, give_up) as source:
         made = layer.run(TarStream(source, most_bytes))
     found = Digest(algorithm, hasher.hexdigest())
     if diff_id is not None and found != diff_id:

@@ -202,8 +202,8 @@ def open_file(name: str, directory: int) -> int:
 
 
 def create(name: str, directory: int) -> int:
-    """Make a file that must not be there yet, to write."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Make a file that must not be there yet, to write and read."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, 0o644, dir_fd=directory)
 
 

@@ -110,6 +110,11 @@ class Writer:
         self.resumed = self.written
         return True
 
+    def duplicate(self) -> int:
+        """A descriptor of the caller's own, for pread(2): what it has so far, nothing of it verified."""
+        self._open()
+        return os.dup(self._fd)
+
     def drop(self) -> None:
         """Give the blob up, with what an earlier one had left of it."""
         self._discard(self._lease)

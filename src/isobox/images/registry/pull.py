@@ -33,6 +33,7 @@ from ..layout.choose import Chosen, choose
 from ..layout.writer import Writer
 from ..store import Store
 from .client import Client, Patience, Response
+from .coming import BegunAnew, Coming
 from .credentials import find
 from .progress import Progress, Report, Step
 
@@ -47,6 +48,7 @@ _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-")
 
 _Tell: TypeAlias = Callable[[Step, int], object]
 """What is done with a layer now, and how many bytes of it there are."""
+_Begun: TypeAlias = Callable[[Writer], object]
 
 
 def pull(
@@ -62,8 +64,8 @@ def pull(
     """Fetch an image, and give it the name `reference`; return its descriptor: of its index where it is one.
 
     `platform`: None for this machine's. `progress` is called with a `Progress` for everything that happens,
-    by one thread at a time. `insecure` as `Client` has it. `layers`: where to unpack its layers, each as soon
-    as it and those below are there, while others still come; None: nowhere.
+    by one thread at a time. `insecure` as `Client` has it. `layers`: where to unpack its layers, each as it
+    comes, once those below are there; None: nowhere.
 
     What the store has already isn't fetched again. Raises `NotFound` where the registry has no such image,
     `RegistryError` where it refuses or answers nonsense, `DigestMismatch` where it sends something else than
@@ -162,17 +164,29 @@ class _Fetching:
                     raise
                 self.client.pause(tries)
 
-    def blob(self, descriptor: Descriptor, tell: _Tell | None = None) -> None:
-        """Fetch a blob into the store; after a cut it goes on where that was, an earlier pull's too."""
+    def blob(self, descriptor: Descriptor, tell: _Tell | None = None, begun: _Begun | None = None) -> None:
+        """Fetch a blob into the store; after a cut it goes on where that was, an earlier pull's too.
+
+        `begun` is told of the writer before the first byte, and of another one if all is fetched again.
+        """
         with self._from_registry():
-            if not self._fetched(descriptor, tell, resume=descriptor.size >= _ENOUGH):
+            if not self._fetched(descriptor, tell, begun, resume=descriptor.size >= _ENOUGH):
                 if tell is not None:
                     tell("retrying", 0)
-                self._fetched(descriptor, tell, resume=False)
+                self._fetched(descriptor, tell, begun, resume=False)
 
-    def _fetched(self, descriptor: Descriptor, tell: _Tell | None, *, resume: bool) -> bool:
+    def _fetched(
+        self,
+        descriptor: Descriptor,
+        tell: _Tell | None,
+        begun: _Begun | None,
+        *,
+        resume: bool,
+    ) -> bool:
         """Fetch a blob; False where it can't go on with what an earlier pull had left, and that is gone."""
         with self.store.writer(descriptor.digest, descriptor.size, resume=resume) as writer:
+            if begun is not None:
+                begun(writer)
             if writer.resumed and tell is not None:
                 tell("downloading", writer.written)
             try:
@@ -266,8 +280,14 @@ def _passed_over(response: Response, start: int) -> int:
     return 0
 
 
+@frozen
+class _Fetched:
+    coming: Coming
+    future: Future[None]
+
+
 class _Layers:
-    """The layers of one image: fetched several at a time, unpacked one after the other meanwhile."""
+    """The layers of one image: fetched several at a time, unpacked one after the other as they come."""
 
     def __init__(self, fetching: _Fetching, chosen: Chosen, report: Report | None) -> None:
         self._fetching = fetching
@@ -278,14 +298,19 @@ class _Layers:
 
     def fetch(self, layers: Layers | None) -> None:
         """Have all of them in the store, and in `layers`, if that is given."""
-        with ThreadPoolExecutor(_AT_ONCE, "isobox-pull", take_no_signals) as pool:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(_AT_ONCE, "isobox-pull", take_no_signals))
             try:
-                futures: dict[Digest, Future[None]] = {}
+                fetched: dict[Digest, _Fetched] = {}
                 for number, (layer, _) in enumerate(self._chosen.layers):
                     self._tell(number, "waiting", 0)
-                    if layer.digest not in futures:
-                        futures[layer.digest] = pool.submit(self._one, number, layer)
-                self._settle(futures, layers)
+                    if layer.digest not in fetched:
+                        coming = Coming(self._fetching.store, layer.digest)
+                        stack.callback(coming.close)
+                        fetched[layer.digest] = _Fetched(
+                            coming, pool.submit(self._one, number, layer, coming)
+                        )
+                self._settle(fetched, layers)
             except BaseException as error:
                 self._fetching.client.abort()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -294,36 +319,67 @@ class _Layers:
                     raise self._problem from None
                 raise
 
-    def _one(self, number: int, layer: Descriptor) -> None:
+    def _one(self, number: int, layer: Descriptor, coming: Coming) -> None:
+        def tell(step: Step, received: int) -> None:
+            if step == "downloading":
+                coming.grew(received)
+            self._tell(number, step, received)
+
         try:
             if self._fetching.store.has(layer.digest, layer.size):
                 self._tell(number, "there", layer.size)
-                return
-            self._fetching.blob(layer, partial(self._tell, number))
-            self._tell(number, "downloaded", layer.size)
+            else:
+                self._fetching.blob(layer, tell, coming.began)
+                self._tell(number, "downloaded", layer.size)
         except BaseException as error:
             with self._mutex:
                 self._problem = self._problem or error
+            coming.ended(error)
             self._fetching.client.abort()
             raise
+        coming.ended()
 
-    def _settle(self, futures: dict[Digest, Future[None]], layers: Layers | None) -> None:
+    def _settle(self, fetched: dict[Digest, _Fetched], layers: Layers | None) -> None:
         held: Held | None = None
         if layers is not None:
             layers.expect(len(self._chosen.layers))
         try:
-            for number, (layer, diff_id) in enumerate(self._chosen.layers):
-                futures[layer.digest].result()
+            for number, (layer, _) in enumerate(self._chosen.layers):
                 if layers is not None:
-                    self._tell(number, "unpacking", layer.size)
                     with ExitStack() as below:
                         if held is not None:
                             below.enter_context(held)
-                        held = layers.ensure(held, diff_id, partial(self._fetching.store.open, layer.digest))
+                        held = self._unpacked(layers, held, number, fetched[layer.digest])
+                else:
+                    fetched[layer.digest].future.result()
                 self._tell(number, "done", layer.size)
         finally:
             if held is not None:
                 held.close()
+
+    def _unpacked(self, layers: Layers, below: Held | None, number: int, fetched: _Fetched) -> Held:
+        layer, diff_id = self._chosen.layers[number]
+        told: list[int] = []
+
+        def unpacking() -> None:
+            if not told:
+                told.append(number)
+                self._tell(number, "unpacking", layer.size)
+
+        opened = partial(fetched.coming.open, unpacking)
+        try:
+            held = layers.ensure(below, diff_id, opened)
+        except (ImageError, BegunAnew):
+            fetched.future.result()  # raises what was wrong with it before it was unpacked
+            if not fetched.coming.doubtful:
+                raise
+            held = layers.ensure(below, diff_id, opened)
+        with ExitStack() as unless:
+            unless.enter_context(held)
+            fetched.future.result()
+            unpacking()
+            unless.pop_all()
+        return held
 
     def _tell(self, number: int, step: Step, received: int) -> None:
         if self._report is None:

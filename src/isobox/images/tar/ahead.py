@@ -31,12 +31,16 @@ class Ahead:
     """What `source` holds, piece by piece, read some pieces ahead; `hasher` is given all of it.
 
     Where no thread can be had, it reads when it is asked. Leaving the ``with`` block waits for a
-    `source.read` that is under way, and for all that was read to be hashed.
+    `source.read` that is under way, and for all that was read to be hashed. `give_up`: what ends a read that
+    may wait for long; called where the block is left by an exception.
     """
 
-    def __init__(self, source: Readable, hasher: Hasher) -> None:
+    def __init__(
+        self, source: Readable, hasher: Hasher, give_up: Callable[[], object] = lambda: None
+    ) -> None:
         self._source = source
         self._hasher = hasher
+        self._give_up = give_up
         self._pieces: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # for so many more pieces
         for _ in range(_DEEP):
@@ -55,6 +59,8 @@ class Ahead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopped = True
+        if error is not None:
+            self._give_up()
         if self._reading is not None:
             self._room.put(None)  # it may wait for that
             self._reading.join()
