@@ -93,6 +93,7 @@ def _start(
             flags = _native.HOLD if capture else _native.WANT_START
             flags |= 0 if group.present else _native.OWN_PIDNS
             flags |= _native.FILTERED if template.filtered else 0
+            flags |= 0 if spec.memory is None else _native.OWN_MEMORY
             number = programs.next_number()
             process = Process(
                 programs,

@@ -146,10 +146,11 @@ def children():
         with open(f"/proc/{c.pid}/task/{thread}/children") as file:
             yield from file.read().split()
 
-c = Container().start()
+c = Container(**({"pids": int(sys.argv[2])} if sys.argv[2] else {})).start()
 p = c.popen([sys.executable, "-I", "-S", "-c", sys.argv[1]], stdout=DEVNULL, stderr=DEVNULL)
+limit = {"memory": sys.argv[3] or None}
 for _ in range(50):
-    threading.Thread(target=c.exec, args=(["true"],), daemon=True).start()
+    threading.Thread(target=c.exec, args=(["true"],), kwargs=limit, daemon=True).start()
     time.sleep(0.05)
     kept = any(map(is_kept, children()))
     if kept:
@@ -187,10 +188,21 @@ def test_while_it_is_paused(places: dict[str, str]) -> None:
     assert gone
 
 
-def test_while_a_program_is_kept_from_its_beginning(places: dict[str, str]) -> None:
-    """Root inside may stop what is about to be a program; init waits for that, and sees its owner's end."""
+@pytest.mark.parametrize(
+    ("pids", "memory"),
+    [
+        ("", ""),
+        pytest.param("20", "", marks=pytest.mark.requires("cgroup_pids")),
+        pytest.param("20", "256M", marks=pytest.mark.requires("cgroup_pids", "cgroup_memory")),
+    ],
+)
+def test_while_a_program_is_kept_from_its_beginning(places: dict[str, str], pids: str, memory: str) -> None:
+    """Root inside may stop what is about to be a program; init waits for that, and sees its owner's end.
+
+    In each of its ways to wait: few pids, so no thread under the filter; a limit of memory, so in vfork.
+    """
     owner = subprocess.Popen(
-        [sys.executable, "-c", KEPT, STOPS],
+        [sys.executable, "-c", KEPT, STOPS, pids, memory],
         env={**os.environ, **places}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert owner.stdout is not None

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 long kernel(long n, long a, long b, long c, long d, long e, long f);
-long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg);
+long kernel_clone(uint64_t flags, int *child_tid, void (*entry)(void *), void *arg);
 
 /* What is in assembly there gets other names; what calls it comes to us. */
 #define isobox_syscall6 real_syscall6
@@ -20,9 +20,10 @@ long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg);
 #undef isobox_clone_into
 #undef isobox_close_from
 #define isobox_syscall6 kernel
-#define isobox_clone(flags, stack, pidfd, child_tid, entry, arg) ((void)(stack), kernel_clone(flags, entry, arg))
+#define isobox_clone(flags, stack, pidfd, child_tid, entry, arg) \
+    ((void)(stack), kernel_clone(flags, child_tid, entry, arg))
 #define isobox_clone_into(cgroup_fd, flags, stack, size, pidfd, child_tid, entry, arg) \
-    ((void)(cgroup_fd), (void)(stack), *(child_tid) = 0, kernel_clone(flags, entry, arg))
+    ((void)(cgroup_fd), isobox_clone(flags, stack, pidfd, child_tid, entry, arg))
 #define isobox_close_from(first, spared) kernel(__NR_close_range, first, ~0U, spared, 0, 0, 0)
 
 /* memory.c has its own, which the sanitizers look into this way; init.c has its own _start. */

@@ -10,9 +10,9 @@ static struct found area; /* made clean again by hand: it is large, and mostly u
 static int mapped;
 static size_t last; /* size of the input before */
 
-long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg)
+long kernel_clone(uint64_t flags, int *child_tid, void (*entry)(void *), void *arg)
 {
-    (void)flags, (void)entry, (void)arg;
+    (void)flags, (void)child_tid, (void)entry, (void)arg;
     wrong("an unexpected clone");
 }
 

@@ -105,16 +105,19 @@ static long add_child(void)
     return now_.next_pid;
 }
 
-long kernel_clone(uint64_t flags, void (*entry)(void *), void *arg)
+long kernel_clone(uint64_t flags, int *child_tid, void (*entry)(void *), void *arg)
 {
     unsigned int answer = decide();
     if (answer > 0xc0)
         return -(long)(answer - 0xc0);
+    if (flags & CLONE_CHILD_CLEARTID)
+        *child_tid = 0;
     if (flags & CLONE_THREAD) {
-        now_.thread = entry;
+        if (!(flags & CLONE_CHILD_CLEARTID)) /* the other one only waits */
+            now_.thread = entry;
         return ++now_.next_pid;
     }
-    if (flags & CLONE_CHILD_CLEARTID) {
+    if (flags & CLONE_VM) {
         memcpy(now_.before, now_.open, sizeof now_.open);
         now_.in_child++;
         if (!setjmp(child_over))
@@ -245,9 +248,9 @@ long kernel(long n, long a, long b, long c, long d, long e, long f)
     case __NR_rt_sigprocmask:
     case __NR_rt_sigaction: return 0;
     case __NR_futex:
-        if (b == FUTEX_WAIT_PRIVATE && now_.in_thread)
+        if (b == FUTEX_WAIT && now_.in_thread)
             longjmp(thread_over, 1);
-        if (b == FUTEX_WAIT_PRIVATE)
+        if (b == FUTEX_WAIT)
             run_thread();
         return 0;
     default: break;

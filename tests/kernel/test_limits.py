@@ -223,15 +223,21 @@ class TestMemory:
         with Container(memory="32M") as container:
             assert container.exec(python(HOG), memory="4G", timeout=60).reason == "oom"
 
-    def test_too_little_to_start(self) -> None:
-        with Container() as container:
-            try:
-                result = container.exec(["true"], memory=4096)
-            except isobox.IsoboxError as error:
-                assert "memory" in str(error)
-            else:
-                assert result.reason == "oom"
-            assert container.exec(["true"]).ok
+    @pytest.mark.parametrize("pids", [1024, 20])  # of few, none is for a thread under the filter
+    def test_too_little_to_start(self, pids: int) -> None:
+        with Container(pids=pids) as container:
+            for _ in range(3):
+                try:
+                    result = container.exec(["true"], memory=4096)
+                except isobox.IsoboxError as error:
+                    assert "memory" in str(error)
+                else:
+                    assert result.reason == "oom"
+                assert container.exec(["true"]).ok
+
+    def test_one_process_left_beside_the_limited(self) -> None:
+        with Container(pids=2) as container:
+            assert container.exec(["true"], memory="64M").ok
 
 
 FORKS = """

@@ -43,6 +43,7 @@ OWN_PIDNS: Final[int] = _lib.ISOBOX_OWN_PIDNS
 HOLD: Final[int] = _lib.ISOBOX_HOLD
 CGROUP_FD: Final[int] = _lib.ISOBOX_CGROUP_FD
 FILTERED: Final[int] = _lib.ISOBOX_FILTERED
+OWN_MEMORY: Final[int] = _lib.ISOBOX_OWN_MEMORY
 
 # Kinds of replies.
 READY: Final[int] = _lib.ISOBOX_READY

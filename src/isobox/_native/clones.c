@@ -1,9 +1,10 @@
 /* How a program of an exec begins: as a child of PID 1's that carries its plan out and becomes the program.
  *
- * In the ordinary way PID 1 itself clones it (isobox_clone_exec). Where no cgroup holds an exec together, it gets a PID
- * namespace of its own (isobox_clone_into_own_pids). Where the container's filter has been installed ahead of time, the
- * thread that is under it does the cloning (isobox_clone_filtered). In each of them PID 1 waits until the child has
- * become the program or has failed. */
+ * In the ordinary way PID 1 itself clones it (isobox_clone_exec), with a thread that looks at the owner meanwhile where
+ * the exec has a limit of memory (isobox_clone_limited). Where no cgroup holds an exec together, it gets a PID namespace
+ * of its own (isobox_clone_into_own_pids). Where the container's filter has been installed ahead of time, the thread
+ * that is under it does the cloning (isobox_clone_filtered). In each of them PID 1 waits until the child has become the
+ * program or has failed. */
 #include "init.h"
 
 enum {
@@ -24,35 +25,75 @@ static void child_main(void *argument)
     SYS1(__NR_exit, 127);
 }
 
-/* 1 while a child is in our memory: at its execve or its end the kernel clears it and wakes who waits for that
- * (CLONE_CHILD_CLEARTID in clone(2)). */
-static int shared;
-
-/* Not CLONE_VFORK: whoever is root inside may stop the child (SIGSTOP), and then nobody would see the owner's end. */
-static void await_memory(void)
+/* Waits until `busy` is 0, and sees our owner's end meanwhile: whoever is root inside may stop the child that we wait
+ * for (SIGSTOP), and then nobody else would. */
+static void await(int *busy)
 {
     const struct __kernel_timespec at_once = {0, 0}, a_while = {0, 100000000};
-    while (__atomic_load_n(&shared, __ATOMIC_ACQUIRE)) {
+    while (__atomic_load_n(busy, __ATOMIC_ACQUIRE)) {
         struct pollfd owner = {ISOBOX_FD_OWNER, POLLIN, 0};
-        if (SYS4(__NR_futex, &shared, FUTEX_WAIT, 1, &a_while) == -ETIMEDOUT &&
+        if (SYS4(__NR_futex, busy, FUTEX_WAIT, 1, &a_while) == -ETIMEDOUT &&
             SYS5(__NR_ppoll, &owner, 1, &at_once, 0, 0))
             isobox_leave(0);
     }
 }
 
-/* The child that becomes a program: in our memory until then, while we wait. */
-long isobox_clone_exec(struct isobox_child *child, int cgroup_fd)
+static void tell(int *busy, int now)
 {
+    __atomic_store_n(busy, now, __ATOMIC_RELEASE);
+    SYS3(__NR_futex, busy, FUTEX_WAKE, 1);
+}
+
+/* `how` this thread waits for the child to leave our memory: in the kernel (CLONE_VFORK), or here, where the kernel
+ * clears `shared` at the child's execve or its end and wakes us (CLONE_CHILD_CLEARTID). */
+static long clone_exec(struct isobox_child *child, int cgroup_fd, uint64_t how)
+{
+    static int shared;
     unsigned int bases = isobox_base_count; /* what it opens is open there only */
     int ruleset = isobox_ruleset;
-    shared = 1;
-    long pid = isobox_clone_into(cgroup_fd, CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD, child_stack,
-                                 sizeof child_stack, 0, &shared, child_main, child);
+    shared = how == CLONE_CHILD_CLEARTID;
+    long pid = isobox_clone_into(cgroup_fd, CLONE_VM | SIGCHLD | how, child_stack, sizeof child_stack, 0, &shared,
+                                 child_main, child);
     if (pid > 0)
-        await_memory();
+        await(&shared);
     isobox_base_count = bases;
     isobox_ruleset = ruleset;
     return pid;
+}
+
+/* The child that becomes a program: in our memory until then, while we wait. */
+long isobox_clone_exec(struct isobox_child *child, int cgroup_fd)
+{
+    return clone_exec(child, cgroup_fd, CLONE_CHILD_CLEARTID);
+}
+
+static int starting; /* what `watch_main` waits for */
+
+static void watch_main(void *nothing)
+{
+    (void)nothing;
+    await(&starting);
+    SYS1(__NR_exit, 0);
+}
+
+/* The same for an exec with a limit of memory of its own. Where that is too little to begin, the kernel would kill the
+ * child and all who share its memory, so us; it refuses the child the memory instead where we wait in vfork
+ * (oom_badness in mm/oom_kill.c). A thread sees our owner's end meanwhile. It is not the one that waits in vfork: the
+ * program would be sent its PR_SET_PDEATHSIG when that thread ends. */
+long isobox_clone_limited(struct isobox_child *child, int cgroup_fd)
+{
+    static unsigned char stack[4096] __attribute__((aligned(16)));
+    static int watched;
+    starting = watched = 1;
+    long pid =
+        isobox_clone(CLONE_OF_THREAD | CLONE_CHILD_CLEARTID, stack + sizeof stack, 0, &watched, watch_main, 0);
+    if (pid > 0) {
+        pid = clone_exec(child, cgroup_fd, CLONE_VFORK);
+        tell(&starting, 0);
+        await(&watched); /* it is on its stack */
+    }
+    /* The thread may have been the last that a limit of pids allowed. */
+    return pid == -EAGAIN ? isobox_clone_exec(child, cgroup_fd) : pid;
 }
 
 /* The first process of an exec's own PID namespace, where no cgroup holds an exec together: it only
@@ -105,36 +146,25 @@ static struct {
 } filtered;
 static unsigned char filtered_stack[STACK_SIZE] __attribute__((aligned(16)));
 
-static void filtered_await(int busy)
-{
-    while (__atomic_load_n(&filtered.busy, __ATOMIC_ACQUIRE) != busy)
-        SYS4(__NR_futex, &filtered.busy, FUTEX_WAIT_PRIVATE, !busy, 0);
-}
-
-static void filtered_tell(int busy)
-{
-    __atomic_store_n(&filtered.busy, busy, __ATOMIC_RELEASE);
-    SYS3(__NR_futex, &filtered.busy, FUTEX_WAKE_PRIVATE, 1);
-}
-
 static void filtered_main(void *nothing)
 {
     (void)nothing;
     for (;;) {
-        filtered_await(1);
+        while (!__atomic_load_n(&filtered.busy, __ATOMIC_ACQUIRE))
+            SYS4(__NR_futex, &filtered.busy, FUTEX_WAIT, 0, 0);
         if (filtered.installed)
-            filtered.result = isobox_clone_exec(filtered.work, -1);
+            filtered.result = clone_exec(filtered.work, -1, CLONE_VFORK);
         else
             filtered.result = isobox_run_ops(&filtered.work->run);
-        filtered_tell(0);
+        tell(&filtered.busy, 0);
     }
 }
 
 static long filtered_run(struct isobox_child *work)
 {
     filtered.work = work;
-    filtered_tell(1);
-    filtered_await(0);
+    tell(&filtered.busy, 1);
+    await(&filtered.busy);
     return filtered.result;
 }
 

@@ -56,6 +56,8 @@ void isobox_serve_exec(const struct isobox_request *request, long size)
         pid = isobox_clone_into_own_pids(&child, &keeper);
     } else if (request->flags & ISOBOX_FILTERED) {
         pid = cgroup_fd < 0 ? isobox_clone_filtered(&child) : -EBADMSG;
+    } else if (request->flags & ISOBOX_OWN_MEMORY) {
+        pid = isobox_clone_limited(&child, cgroup_fd);
     } else {
         pid = isobox_clone_exec(&child, cgroup_fd);
     }

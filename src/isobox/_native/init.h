@@ -29,6 +29,7 @@ struct isobox_child {
 
 /* clones.c: the child's pid, or a negative errno. */
 long isobox_clone_exec(struct isobox_child *child, int cgroup_fd);
+long isobox_clone_limited(struct isobox_child *child, int cgroup_fd);
 long isobox_clone_into_own_pids(struct isobox_child *child, int *keeper);
 long isobox_clone_filtered(struct isobox_child *child);
 void isobox_serve_filter(const struct isobox_request *request, long size);

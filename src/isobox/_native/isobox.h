@@ -44,6 +44,7 @@ enum isobox_request_flag {
     ISOBOX_CGROUP_FD = 8,   /* exec: descriptor fds[arg1] is a cgroup of v2 to be born in */
     ISOBOX_HOLD = 16,       /* exec: keep stdout and stderr open until its end is told: one wake-up, not three */
     ISOBOX_FILTERED = 32,   /* exec: made by the thread of ISOBOX_FILTER, so under its filter */
+    ISOBOX_OWN_MEMORY = 64, /* exec: has a limit of memory of its own, which may be too little for its beginning */
 };
 
 struct isobox_request {
