@@ -181,7 +181,7 @@ def registry_headers(data: bytes) -> None:
         asked.append(url)
         return 200, data.partition(b"\n")[2]
 
-    authorization = Authorization("127.0.0.1:5000", Credential("anna", _SECRET), send, insecure=False)
+    authorization = Authorization("127.0.0.1:5000", Credential("builder", _SECRET), send, insecure=False)
     challenges = parse_challenges(text.splitlines())
     try:
         header = authorization.answer(challenges, ("repository:app:pull",), None, plain=True)

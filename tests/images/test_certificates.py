@@ -77,7 +77,7 @@ def test_a_registry_that_wants_to_know_who_asks(tmp_path: Path, home: Path) -> N
                 refused("refuses the one that it gets|or want a client certificate")
         assert image.push(name) == image.digest
         assert Image.pull(name, store=Store(tmp_path / "other")) == image
-        log_in(registry.address, Credential("anna", "x"))
+        log_in(registry.address, Credential("builder", "x"))
         # They are where skopeo has them, too.
         command = [program("skopeo"), "inspect", "--no-creds", f"docker://{name}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60))

@@ -162,12 +162,12 @@ def test_its_own_programs(image: Image) -> None:
         states = said(box, ["dpkg-query", "-W", "-f", "${db:Status-Abbrev}\n"]).split()
         assert len(states) > 60 and set(states) == {"ii"}
         assert said(box, ["dpkg", "--audit"]) == damaged(box) == ""
-        sh(box, "useradd --create-home --shell /bin/bash anna && echo anna:secret | chpasswd")
+        sh(box, "useradd --create-home --shell /bin/bash builder && echo builder:secret | chpasswd")
         script = "id -un; pwd; umask 027; echo mine > file; stat -c '%U %a' file; hostname; cat /etc/shadow"
-        result = box.exec(["su", "-", "anna", "-c", script], text=True)
-        assert result.stdout == "anna\n/home/anna\nanna 640\nhere\n" and "denied" in result.stderr
-        assert said(box, ["id", "-nG"], user="anna") == "anna\n"
-        assert said(box, ["perl", "-e", 'print join ",", sort { $a <=> $b } 10, 9'], user="anna") == "9,10"
+        result = box.exec(["su", "-", "builder", "-c", script], text=True)
+        assert result.stdout == "builder\n/home/builder\nanna 640\nhere\n" and "denied" in result.stderr
+        assert said(box, ["id", "-nG"], user="builder") == "builder\n"
+        assert said(box, ["perl", "-e", 'print join ",", sort { $a <=> $b } 10, 9'], user="builder") == "9,10"
 
 
 PACKAGE = r"""

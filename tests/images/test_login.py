@@ -17,7 +17,7 @@ from isobox.images.registry.credentials import Credential, find
 from patience import patient
 from registry import Registry, running_registry, skopeo
 
-USERS = {"anna": "se cret:ü"}
+USERS = {"builder": "se cret:ü"}
 
 
 def run(*args: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -28,17 +28,22 @@ def run(*args: str, given: str = "") -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("tokens", [False, True], ids=["passwords", "tokens"])
 def test_in_and_out(tmp_path: Path, tokens: bool) -> None:
     with running_registry(tmp_path / "registry", users=USERS, tokens=tokens) as registry:
-        refused = run("login", "-u", "anna", "--password-stdin", registry.address, given="wrong-word\n")
+        refused = run("login", "-u", "builder", "--password-stdin", registry.address, given="wrong-word\n")
         assert refused.returncode == 125 and "refuses this login: check the name" in refused.stderr
         assert "wrong-word" not in refused.stderr and find(registry.address) is None
 
         done = run(
-            "login", "-u", "anna", "--password-stdin", f"http://{registry.address}/v2/", given="se cret:ü\r\n"
+            "login",
+            "-u",
+            "builder",
+            "--password-stdin",
+            f"http://{registry.address}/v2/",
+            given="se cret:ü\r\n",
         )
         kept = f"{os.environ['DOCKER_CONFIG']}/config.json"
         assert (done.returncode, done.stdout) == (0, "")
         assert done.stderr == f"Logged in to {registry.address}. The login is kept in {kept}, unencrypted\n"
-        assert find(registry.address) == Credential("anna", USERS["anna"])
+        assert find(registry.address) == Credential("builder", USERS["builder"])
         # skopeo is let in by it: there is no such image, but it may look.
         with pytest.raises(AssertionError, match="manifest unknown"):
             skopeo("inspect", f"docker://{registry.address}/none:1", registry=registry)
@@ -56,10 +61,10 @@ def test_a_program_keeps_it(tmp_path: Path, registry: Registry, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker/config.json").write_text('{"credsStore": "test"}')
-    done = run("login", "--username", "anna", "--password-stdin", registry.address, given="hidden")
+    done = run("login", "--username", "builder", "--password-stdin", registry.address, given="hidden")
     assert done.stderr == f"Logged in to {registry.address}. The login is kept by docker-credential-test\n"
     kept = json.loads((tmp_path / "kept-store").read_text())
-    assert kept == {"ServerURL": registry.address, "Username": "anna", "Secret": "hidden"}
+    assert kept == {"ServerURL": registry.address, "Username": "builder", "Secret": "hidden"}
     assert "hidden" not in (tmp_path / "docker/config.json").read_text()
     run("logout", registry.address)
     assert (tmp_path / "kept-erase").read_text() == registry.address
@@ -74,12 +79,12 @@ def test_of_another_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "given", "expected"),
     [
-        (["-u", "anna"], "", "--password-stdin reads it"),
+        (["-u", "builder"], "", "--password-stdin reads it"),
         (["--password-stdin"], "x", "--username NAME"),
-        (["-u", "anna", "--password-stdin"], "\n", "the password is empty"),
+        (["-u", "builder", "--password-stdin"], "\n", "the password is empty"),
         (["-u", "an:na", "--password-stdin"], "x", "--username 'an:na': expected a name without a colon"),
-        (["-u", "anna", "--password-stdin", "a/b"], "x", "registry 'a/b': expected a host"),
-        (["-u", "anna", "--password-stdin", "127.0.0.1:1"], "x", "no connection to it"),
+        (["-u", "builder", "--password-stdin", "a/b"], "x", "registry 'a/b': expected a host"),
+        (["-u", "builder", "--password-stdin", "127.0.0.1:1"], "x", "no connection to it"),
     ],
 )
 def test_what_is_wrong(
@@ -105,7 +110,7 @@ def test_on_a_terminal(registry: Registry) -> None:
         os.close(slave)
         try:
             for question, reply in (
-                (b"Username: ", b"anna\n"),
+                (b"Username: ", b"builder\n"),
                 (b"Password: ", b"hidden\n"),
                 (b"unencrypted", b""),
             ):
@@ -116,5 +121,5 @@ def test_on_a_terminal(registry: Registry) -> None:
         finally:
             process.kill()
             os.close(master)
-    assert b"anna" in seen and b"hidden" not in seen
-    assert find(registry.address) == Credential("anna", "hidden")
+    assert b"builder" in seen and b"hidden" not in seen
+    assert find(registry.address) == Credential("builder", "hidden")

@@ -198,36 +198,36 @@ def test_a_store_of_ones_own(registry: Registry, tmp_path: Path, data: Path) -> 
 
 class TestWhoMay:
     def test_basic(self, tmp_path: Path) -> None:
-        with running_registry(tmp_path / "r", users={"anna": "se cret:ü"}) as registry:
+        with running_registry(tmp_path / "r", users={"builder": "se cret:ü"}) as registry:
             push_with_skopeo(
-                archive(tmp_path / "a.tar", base()), registry, "app:1", login=("anna", "se cret:ü")
+                archive(tmp_path / "a.tar", base()), registry, "app:1", login=("builder", "se cret:ü")
             )
             name = f"{registry.address}/app:1"
             with pytest.raises(RegistryError, match=f"isobox login {registry.address}") as refused:
                 Image.pull(name)
             assert refused.value.status == 401 and refused.value.code == "UNAUTHORIZED"
-            save(registry.address, Credential("anna", "wrong"))
+            save(registry.address, Credential("builder", "wrong"))
             with pytest.raises(RegistryError, match="another login") as refused:
                 Image.pull(name)
             assert "wrong" not in str(refused.value) and refused.value.status == 401
-            save(registry.address, Credential("anna", "se cret:ü"))
+            save(registry.address, Credential("builder", "se cret:ü"))
             assert Image.pull(name).references == (name,)
 
     def test_tokens(self, tmp_path: Path) -> None:
-        with running_registry(tmp_path / "r", users={"anna": "x"}, tokens=True) as registry:
-            push_with_skopeo(archive(tmp_path / "a.tar", base()), registry, "app:1", login=("anna", "x"))
+        with running_registry(tmp_path / "r", users={"builder": "x"}, tokens=True) as registry:
+            push_with_skopeo(archive(tmp_path / "a.tar", base()), registry, "app:1", login=("builder", "x"))
             tokens = registry.tokens
             assert tokens is not None
             name = f"{registry.address}/app:1"
             with pytest.raises(RegistryError, match="Log in: isobox login"):
                 Image.pull(name)
-            save(registry.address, Credential("anna", "wrong"))
+            save(registry.address, Credential("builder", "wrong"))
             with pytest.raises(RegistryError, match="token server answered 401: the login"):
                 Image.pull(name)
-            save(registry.address, Credential("anna", "x"))
+            save(registry.address, Credential("builder", "x"))
             tokens.asked.clear()
             tokens.lifetimes[:] = [0]  # the first has run out when it arrives
-            with Client(registry.address, credential=Credential("anna", "x")) as client:
+            with Client(registry.address, credential=Credential("builder", "x")) as client:
                 for _ in range(3):
                     with pytest.raises(RegistryError) as refused:
                         client.request("GET", "/v2/app/manifests/2", repository="app", retry=False)
@@ -244,14 +244,14 @@ class TestWhoMay:
                 assert Image.pull(name).references == (name,)
 
     def test_a_token_that_runs_out_on_the_way(self, tmp_path: Path) -> None:
-        with running_registry(tmp_path / "r", users={"anna": "x"}, tokens=True) as registry:
+        with running_registry(tmp_path / "r", users={"builder": "x"}, tokens=True) as registry:
             layers = [packed(entry(f"{number}", b"x")) for number in range(6)]
-            push_with_skopeo(archive(tmp_path / "a.tar", *layers), registry, "app:1", login=("anna", "x"))
+            push_with_skopeo(archive(tmp_path / "a.tar", *layers), registry, "app:1", login=("builder", "x"))
             tokens = registry.tokens
             assert tokens is not None
             tokens.asked.clear()
             tokens.lifetimes[:] = [2]  # it says 60
-            save(registry.address, Credential("anna", "x"))
+            save(registry.address, Credential("builder", "x"))
             waited: list[Progress] = []
 
             def wait(progress: Progress) -> None:

@@ -44,7 +44,7 @@ from made import archive
 from patience import patient
 from registry import Registry, running_registry, skopeo
 
-USERS = {"anna": "se cret:ü"}
+USERS = {"builder": "se cret:ü"}
 QUICK = Patience(pause=0.01)
 OCI = (OCI_MANIFEST, OCI_CONFIG, OCI_LAYER_GZIP)
 DOCKER = (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER_GZIP)
@@ -249,13 +249,13 @@ class TestLogins:
             with pytest.raises(RegistryError, match=f"Log in: isobox login {registry.address}") as refused:
                 push(store, image, name)
             assert refused.value.status == 401
-            save(registry.address, Credential("anna", "wrong-word"))
+            save(registry.address, Credential("builder", "wrong-word"))
             with pytest.raises(RegistryError) as refused:
                 push(store, image, name)
             assert refused.value.status == 401 and "wrong-word" not in str(refused.value)
-            save(registry.address, Credential("anna", USERS["anna"]))
+            save(registry.address, Credential("builder", USERS["builder"]))
             push(store, image, name)
-            assert there(registry, "app:1", login=("anna", USERS["anna"])) == store.read(image.digest)
+            assert there(registry, "app:1", login=("builder", USERS["builder"])) == store.read(image.digest)
 
     def test_tokens(self, store: Store, tmp_path: Path) -> None:
         image = add(store, *SMALL)
@@ -265,11 +265,13 @@ class TestLogins:
             name = named(registry, "team/app:1")
             with pytest.raises(RegistryError, match="isobox login"):
                 push(store, image, name)
-            save(registry.address, Credential("anna", USERS["anna"]))
+            save(registry.address, Credential("builder", USERS["builder"]))
             tokens.asked.clear()
             push(store, image, name)
             assert [asked["scopes"] for asked in tokens.asked] == [["repository:team/app:pull,push"]]
-            assert there(registry, "team/app:1", login=("anna", USERS["anna"])) == store.read(image.digest)
+            assert there(registry, "team/app:1", login=("builder", USERS["builder"])) == store.read(
+                image.digest
+            )
 
             store.tag(name, image)
             push(store, image, named(registry, "other/app:1"))
@@ -278,7 +280,7 @@ class TestLogins:
                 asked["scopes"] for asked in tokens.asked
             ]
 
-            tokens.identities["id-secret"] = "anna"
+            tokens.identities["id-secret"] = "builder"
             save(registry.address, Credential("<token>", "", "id-secret"))
             push(store, image, name.with_tag("2"))
             assert tokens.asked[-1]["grant"] == "refresh_token"
@@ -286,14 +288,14 @@ class TestLogins:
     def test_tls(self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         image = add(store, *SMALL)
         with running_registry(tmp_path / "registry", users=USERS, tls=True) as registry:
-            save(registry.address, Credential("anna", USERS["anna"]))
+            save(registry.address, Credential("builder", USERS["builder"]))
             name = named(registry, "app:1")
             with pytest.raises(RegistryError, match="certificate can't be verified"):
                 push(store, image, name)
             push(store, image, name, insecure=True)
             monkeypatch.setenv("SSL_CERT_FILE", str(registry.ca))
             push(store, image, name.with_tag("2"))
-            assert there(registry, "app:2", login=("anna", USERS["anna"])) == store.read(image.digest)
+            assert there(registry, "app:2", login=("builder", USERS["builder"])) == store.read(image.digest)
 
 
 @contextmanager
@@ -676,7 +678,7 @@ class TestOtherRegistries:
         """Where uploads lead elsewhere, to a storage, that gets the blob and no password."""
         with answering() as (address, storage):
             with running_registry(tmp_path / "registry", users=USERS, host=f"http://{address}") as registry:
-                save(registry.address, Credential("anna", USERS["anna"]))
+                save(registry.address, Credential("builder", USERS["builder"]))
                 with pytest.raises(RegistryError):  # it has never got the blob
                     push(store, image, named(registry, "app:1"), patience=QUICK)
         assert [method for method, _, _ in storage.log] == ["PATCH", "PUT"]

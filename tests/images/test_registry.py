@@ -21,7 +21,7 @@ from leftovers import wait_until
 from registry import Registry, push_with_skopeo, running_registry, skopeo
 from requirements import program
 
-USERS = {"anna": "se cret:ü"}
+USERS = {"builder": "se cret:ü"}
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +71,16 @@ def test_plain(registry: Registry, layout: Path) -> None:
 
 def test_users_and_tls_and_a_restart(tmp_path: Path, layout: Path) -> None:
     with running_registry(tmp_path, users=USERS, tls=True) as registry:
-        assert answer(registry)[0] == answer(registry, authorization=basic("anna", "wrong"))[0] == 401
-        assert answer(registry, authorization=basic("anna", USERS["anna"])) == (200, "")
-        push_with_skopeo(layout, registry, "app:1", login=("anna", USERS["anna"]))
+        assert answer(registry)[0] == answer(registry, authorization=basic("builder", "wrong"))[0] == 401
+        assert answer(registry, authorization=basic("builder", USERS["builder"])) == (200, "")
+        push_with_skopeo(layout, registry, "app:1", login=("builder", USERS["builder"]))
         address, path = registry.address, f"docker://{registry.address}/app:1"
         registry.kill()
         with pytest.raises(urllib.error.URLError):
             answer(registry)
         registry.start()
         assert registry.address == address
-        assert skopeo("inspect", "--raw", path, registry=registry, login=("anna", USERS["anna"]))
+        assert skopeo("inspect", "--raw", path, registry=registry, login=("builder", USERS["builder"]))
     with pytest.raises(urllib.error.URLError):
         answer(registry)
 
@@ -90,8 +90,8 @@ def test_tokens(tmp_path: Path, layout: Path) -> None:
         tokens = registry.tokens
         assert tokens is not None
         assert answer(registry) == (401, f'Bearer realm="{tokens.realm}",service="{tokens.service}"')
-        push_with_skopeo(layout, registry, "app:1", login=("anna", USERS["anna"]))
-        assert {request["user"] for request in tokens.asked} == {"anna"}
+        push_with_skopeo(layout, registry, "app:1", login=("builder", USERS["builder"]))
+        assert {request["user"] for request in tokens.asked} == {"builder"}
 
         def token(authorization: str = "") -> str:
             wanted = {"service": tokens.service, "scope": "repository:app:pull", "offline_token": "true"}
@@ -103,10 +103,10 @@ def test_tokens(tmp_path: Path, layout: Path) -> None:
                 return f"Bearer {json.load(response)['token']}"
 
         path = "/v2/app/tags/list"
-        assert answer(registry, path, token(basic("anna", USERS["anna"]))) == (200, "")
+        assert answer(registry, path, token(basic("builder", USERS["builder"]))) == (200, "")
         assert answer(registry, path, token())[0] == 401
         tokens.lifetimes[:] = [0]
-        status, wanted = answer(registry, path, token(basic("anna", USERS["anna"])))
+        status, wanted = answer(registry, path, token(basic("builder", USERS["builder"])))
         assert status == 401 and 'error="invalid_token"' in wanted
         form = {"grant_type": "refresh_token", "refresh_token": next(iter(tokens.identities)), "service": "x"}
         form["scope"] = "repository:app:pull"

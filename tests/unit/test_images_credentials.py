@@ -24,7 +24,7 @@ from isobox.images.registry.credentials import Credential, find, forget, look_up
 
 HUB = "https://index.docker.io/v1/"
 SECRET = "se:cret-ü"  # with what a password may have in it
-ANNA = Credential("anna", SECRET)
+ANNA = Credential("builder", SECRET)
 
 NAMES = st.sampled_from(
     [
@@ -41,7 +41,7 @@ NAMES = st.sampled_from(
 )
 
 
-def entry(name: str = "anna", password: str = SECRET) -> dict[str, str]:
+def entry(name: str = "builder", password: str = SECRET) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{name}:{password}".encode()).decode()}
 
 
@@ -109,7 +109,7 @@ class TestKeys:
             path: (find("x.example", path) or Credential()).username
             for path in ("team/app", "team/b", "teams", "")
         }
-        assert names == {"team/app": "app", "team/b": "team", "teams": "anna", "": "anna"}
+        assert names == {"team/app": "app", "team/b": "team", "teams": "builder", "": "builder"}
         write(config, auths={"x.example/team": entry("team")})
         assert find("x.example") is None and find("x.example", "other") is None
 
@@ -123,7 +123,7 @@ class TestFiles:
             config,
             auths={
                 "token.example": {**entry("<token>", ""), "identitytoken": "id-secret"},
-                "plain.example": {"username": "anna", "password": SECRET},
+                "plain.example": {"username": "builder", "password": SECRET},
                 "empty.example": {},
                 "other.example": {"email": "a@example", "auth": None},
                 "padded.example": {"auth": f" {entry()['auth'][:9]}\r\n{entry()['auth'][9:]}\n"},
@@ -205,7 +205,7 @@ class TestFiles:
             find("x.example")
 
     def test_secrets_are_not_shown(self) -> None:
-        assert repr(Credential("anna", "hunter2", "token")) == "Credential(username='anna')"
+        assert repr(Credential("builder", "hunter2", "token")) == "Credential(username='builder')"
 
 
 class TestSaving:
@@ -227,9 +227,9 @@ class TestSaving:
             auths={"https://x.example/v2/": entry("old"), "x.example/team": entry("t"), "y.example": {}},
         )
         config.chmod(0o644)
-        save("x.example", Credential("anna", "", "token"))
+        save("x.example", Credential("builder", "", "token"))
         auths = {
-            "x.example": {**entry("anna", ""), "identitytoken": "token"},
+            "x.example": {**entry("builder", ""), "identitytoken": "token"},
             "x.example/team": entry("t"),
             "y.example": {},
         }
@@ -321,10 +321,10 @@ class TestPrograms:
         write(config, **fields)
         assert find("x.example") is None and not forget("x.example")
         assert save("x.example", ANNA) == "docker-credential-test"
-        save("docker.io", Credential("anna", "", "id-secret"))
+        save("docker.io", Credential("builder", "", "id-secret"))
         server = HUB if "credsStore" in fields else "docker.io"
         assert json.loads(kept.read_text()) == {
-            "x.example": {"ServerURL": "x.example", "Username": "anna", "Secret": SECRET},
+            "x.example": {"ServerURL": "x.example", "Username": "builder", "Secret": SECRET},
             server: {"ServerURL": server, "Username": "<token>", "Secret": "id-secret"},
         }
         assert json.loads(config.read_text()) == {**fields, "auths": {"x.example": {}, HUB: {}}}
@@ -353,7 +353,7 @@ class TestPrograms:
         ("script", "expected"),
         [
             ("echo 'hunter2 is no JSON'", "expected a JSON object with the strings Username and Secret"),
-            ('echo \'{"Username": "anna", "Secret": 123456}\'', "expected a JSON object"),
+            ('echo \'{"Username": "builder", "Secret": 123456}\'', "expected a JSON object"),
             ("echo locked; exit 3", "get: it failed with status 3: locked"),
             ('echo \'{"Secret": "hunter2"}\'; exit 3', r"get: it failed with status 3\. It is"),
             ("kill -9 $$", "failed with status -9"),
@@ -393,7 +393,7 @@ class TestPrograms:
         write(config, credsStore="test")
         before = config.read_text()
         with pytest.raises(ImageError, match="store: it failed with status 1") as error:
-            save("x.example", Credential("anna", "hunter2"))
+            save("x.example", Credential("builder", "hunter2"))
         assert "hunter2" not in str(error.value) and config.read_text() == before
 
 

@@ -114,8 +114,8 @@ class TestTokens:
 
     def test_somebody(self) -> None:
         tokens = Tokens({"access_token": "t"})
-        assert asked(tokens, Credential("anna", "pass:wörd")) == "Bearer t"
-        assert tokens.asked[0][2] == {"Authorization": "Basic YW5uYTpwYXNzOnfDtnJk"}
+        assert asked(tokens, Credential("builder", "pass:wörd")) == "Bearer t"
+        assert tokens.asked[0][2] == {"Authorization": "Basic YnVpbGRlcjpwYXNzOnfDtnJk"}
         assert "pass" not in tokens.asked[0][1]
 
     def test_identity(self) -> None:
@@ -158,7 +158,7 @@ class TestTokens:
     )
     def test_nonsense(self, answer: bytes) -> None:
         with pytest.raises(RegistryError, match=r"r\.example"):
-            asked(Tokens(answer), Credential("anna", "secret"))
+            asked(Tokens(answer), Credential("builder", "secret"))
 
     @pytest.mark.parametrize("said", [-5, 1e400, 10**30, "soon", None, 1.5])
     def test_odd_lifetimes(self, said: object) -> None:
@@ -172,7 +172,7 @@ class TestTokens:
             "https://",
             "file:///etc/passwd",
             "//auth.example/token",
-            "https://anna:secret@auth.example/",
+            "https://builder:secret@auth.example/",
             "https://[::1/token",
             "https://auth.example/to ken",
             "https://auth.example/#x",
@@ -182,7 +182,7 @@ class TestTokens:
     def test_realms_that_nobody_is_asked_at(self, realm: str) -> None:
         tokens = Tokens({"token": "t"})
         with pytest.raises(RegistryError, match="expected an https:// address"):
-            asked(tokens, Credential("anna", "secret"), f'Bearer realm="{realm}"')
+            asked(tokens, Credential("builder", "secret"), f'Bearer realm="{realm}"')
         assert tokens.asked == []
 
     def test_plain_realms(self) -> None:
@@ -197,17 +197,17 @@ class TestTokens:
     @pytest.mark.parametrize(("status", "transient"), [(401, False), (403, False), (429, True), (503, True)])
     def test_refused(self, status: int, transient: bool) -> None:
         with pytest.raises(RegistryError, match=f"token server answered {status}") as refused:
-            asked(Tokens(b"", status), Credential("anna", "secret"))
+            asked(Tokens(b"", status), Credential("builder", "secret"))
         assert refused.value.transient is transient and refused.value.status == status
         assert "secret" not in str(refused.value)
 
 
 def test_basic() -> None:
     tokens = Tokens({})
-    assert asked(tokens, Credential("anna", "x"), "Basic realm=r") == "Basic YW5uYTp4"
+    assert asked(tokens, Credential("builder", "x"), "Basic realm=r") == "Basic YnVpbGRlcjp4"
     assert asked(tokens, None, "Basic realm=r") is None
-    assert asked(tokens, Credential("anna", "x"), "Negotiate") is None
-    both = Authorization("r.example", Credential("anna", "x"), tokens, insecure=False)
+    assert asked(tokens, Credential("builder", "x"), "Negotiate") is None
+    both = Authorization("r.example", Credential("builder", "x"), tokens, insecure=False)
     challenges = parse_challenges(["Basic realm=r"])
     first = both.answer(challenges, SCOPES, None, plain=False)
     assert both.header(SCOPES, plain=False) == first

@@ -294,7 +294,7 @@ class TestRequests:
                 say(handler, 201)
 
         server.answers["/v2/app/blobs/uploads/1"] = answer
-        with server.client(credential=Credential("anna", "x")) as client:
+        with server.client(credential=Credential("builder", "x")) as client:
             headers = {"Content-Length": "4"}
             client.request(
                 "PUT",
@@ -346,13 +346,13 @@ class TestRedirects:
             self.login(
                 server, lambda handler: say(handler, 307, Location=f"http://{other.address}/x?sig=secret")
             )
-            with server.client(credential=Credential("anna", "x")) as client:
+            with server.client(credential=Credential("builder", "x")) as client:
                 assert get(client) == b"ok"
-            assert server.asked[-1][2]["authorization"] == "Basic YW5uYTp4"
+            assert server.asked[-1][2]["authorization"] == "Basic YnVpbGRlcjp4"
             assert "authorization" not in other.asked[-1][2]
             # Nor does it get one by asking.
             other.answers["/x"] = lambda handler: say(handler, 401, WWW_Authenticate="Basic realm=x")
-            with server.client(credential=Credential("anna", "x")) as client:
+            with server.client(credential=Credential("builder", "x")) as client:
                 with pytest.raises(RegistryError, match="401") as refused:
                     get(client)
             assert "secret" not in str(refused.value)
@@ -361,7 +361,7 @@ class TestRedirects:
                 "/x": lambda handler: say(handler, 401, WWW_Authenticate=realm),
                 "/token": b'{"token": "t"}',
             }
-            with server.client(credential=Credential("anna", "x")) as client:
+            with server.client(credential=Credential("builder", "x")) as client:
                 for _ in range(2):  # the second one comes with a login at once
                     with pytest.raises(RegistryError, match="401"):
                         get(client)
@@ -371,9 +371,9 @@ class TestRedirects:
     def test_on_the_same_host_they_go_on(self, server: Server) -> None:
         server.answers["/x"] = b"ok"
         self.login(server, lambda handler: say(handler, 302, Location="/x"))
-        with server.client(credential=Credential("anna", "x")) as client:
+        with server.client(credential=Credential("builder", "x")) as client:
             assert get(client) == b"ok"
-        assert server.asked[-1][1:3] == ("/x", {**server.asked[-1][2], "authorization": "Basic YW5uYTp4"})
+        assert server.asked[-1][1:3] == ("/x", {**server.asked[-1][2], "authorization": "Basic YnVpbGRlcjp4"})
 
     def test_not_for_ever(self, server: Server) -> None:
         server.answers["/v2/app/tags/list"] = lambda handler: say(handler, 302, Location="/v2/app/tags/list")

@@ -24,8 +24,8 @@ def command(username: str | None, password_stdin: bool, insecure: bool, registry
     names (credsStore, credHelpers): docker and skopeo use it too, and theirs are used here.
 
     \b
-      isobox login -u anna registry.example:5000
-      isobox login -u anna --password-stdin registry.example:5000 < token
+      isobox login -u builder registry.example:5000
+      isobox login -u builder --password-stdin registry.example:5000 < token
     """
     registry = registry_of(registry)
     if username is None:

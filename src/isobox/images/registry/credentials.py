@@ -33,8 +33,8 @@ _PATHS: Final = ("", "v0", "v1", "v2")  # behind a host, of the registry itself
 class Credential:
     """A login: a name and a password, or an identity token that stands for both. Its repr has no secrets.
 
-    >>> Credential("anna", "secret")
-    Credential(username='anna')
+    >>> Credential("builder", "secret")
+    Credential(username='builder')
     """
 
     username: str = ""
