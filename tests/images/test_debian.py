@@ -165,7 +165,7 @@ def test_its_own_programs(image: Image) -> None:
         sh(box, "useradd --create-home --shell /bin/bash builder && echo builder:secret | chpasswd")
         script = "id -un; pwd; umask 027; echo mine > file; stat -c '%U %a' file; hostname; cat /etc/shadow"
         result = box.exec(["su", "-", "builder", "-c", script], text=True)
-        assert result.stdout == "builder\n/home/builder\nanna 640\nhere\n" and "denied" in result.stderr
+        assert result.stdout == "builder\n/home/builder\nbuilder 640\nhere\n" and "denied" in result.stderr
         assert said(box, ["id", "-nG"], user="builder") == "builder\n"
         assert said(box, ["perl", "-e", 'print join ",", sort { $a <=> $b } 10, 9'], user="builder") == "9,10"
 
