@@ -109,7 +109,8 @@ def test_every_op(part: str, code: int, tmp_path: Path, monkeypatch: pytest.Monk
         error = caught.value
         if isinstance(error, isobox.UnsupportedError):
             # Where "/" is an overlay itself, what this says of another is that it would be one too many.
-            assert (error.feature, code, kind[:2]) == ("overlay", errno.EINVAL, "fs"), f"op {number}: {error}"
+            assert (error.feature, code) == ("overlay", errno.EINVAL), f"op {number}: {error}"
+            assert kind == "mount" or kind.startswith("fs"), f"op {number}: {kind}: {error}"
         else:
             assert (error.stage, error.op, error.errno) == ("setup", kind, code), f"op {number}: {error}"
         close_shared()  # and with it the shells that the broken plan has made
