@@ -76,6 +76,18 @@ static void watch_main(void *nothing)
     SYS1(__NR_exit, 0);
 }
 
+/* Waits until that thread, which is on its way out, counts no more in a limit of pids: until nobody has its number
+ * (release_task in kernel/exit.c). */
+static void await_end(long thread)
+{
+    const struct __kernel_timespec a_moment = {0, 100000};
+    for (int moments = 0; moments < 10000; moments++) {
+        if (SYS3(__NR_tgkill, SYS0(__NR_getpid), thread, 0))
+            return;
+        SYS5(__NR_ppoll, 0, 0, &a_moment, 0, 0);
+    }
+}
+
 /* The same for an exec with a limit of memory of its own. Where that is too little to begin, the kernel would kill the
  * child and all who share its memory, so us; it refuses the child the memory instead where we wait in vfork
  * (oom_badness in mm/oom_kill.c). A thread sees our owner's end meanwhile. It is not the one that waits in vfork: the
@@ -85,14 +97,16 @@ long isobox_clone_limited(struct isobox_child *child, int cgroup_fd)
     static unsigned char stack[4096] __attribute__((aligned(16)));
     static int watched;
     starting = watched = 1;
-    long pid =
+    const long thread =
         isobox_clone(CLONE_OF_THREAD | CLONE_CHILD_CLEARTID, stack + sizeof stack, 0, &watched, watch_main, 0);
-    if (pid > 0) {
+    long pid = thread;
+    if (thread > 0) {
         pid = clone_exec(child, cgroup_fd, CLONE_VFORK);
         tell(&starting, 0);
         await(&watched); /* it is on its stack */
+        if (pid == -EAGAIN) /* it may have been the last that a limit of pids allowed */
+            await_end(thread);
     }
-    /* The thread may have been the last that a limit of pids allowed. */
     return pid == -EAGAIN ? isobox_clone_exec(child, cgroup_fd) : pid;
 }
 
