@@ -78,7 +78,7 @@ test-guest-qemu: guests
 	    $(RUN) -m pytest -p no:cacheprovider -m 'not slow' $(QEMU_TESTS) $(PYTEST_ARGS)
 
 test-guest-systemd: guests
-	$(RUN) tests/guest/guest.py --systemd -- sh tests/guest/sessions.sh $(RUN)
+	$(RUN) tests/guest/guest.py --systemd --timeout 3600 -- sh tests/guest/sessions.sh $(RUN)
 
 # What the calls that nothing stands in for lead to is in tests/kernel/test_older.py, which make test runs.
 test-older: venv
