@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,8 +13,8 @@ import isobox
 
 from .cases import Bench, Case
 from .pulling import run
-from .samples import Failed, Subject, Take, interleave, progress
-from .unpacking import PARTS, write_files
+from .samples import Subject, Take, interleave, progress
+from .unpacking import PARTS, folder_in_memory, write_files
 
 _BASE = "bench-base:1"
 _MADE = "bench-made:1"
@@ -24,12 +22,8 @@ _MADE = "bench-made:1"
 
 def committing(bench: Bench) -> Case:
     """What a container has changed becomes a layer of an image, in a store on a tmpfs."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK | os.X_OK):
-        raise Failed("no tmpfs at /dev/shm")
     with ExitStack() as stack:
-        work = Path(tempfile.mkdtemp(prefix="isobox-bench-", dir=memory))
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        work = stack.enter_context(folder_in_memory())
         archive, files, base = work / "files.tar", work / "files", work / "base"
         count = write_files(archive, PARTS)
         progress(f"  {count} files, {archive.stat().st_size / 1e6:.0f} MB")

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from .cases import Bench, Case
 from .samples import Failed, Subject, interleave, progress
-from .unpacking import write_files
+from .unpacking import folder_in_memory, write_files
 
 LAYERS = ({"/usr/bin": 50}, {"/usr/lib/python3": 20, "/usr/share": 40}, {"/usr/lib": 90})
 """Where the files of each layer are taken from, and how many MB."""
@@ -31,12 +30,8 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def pulling(bench: Bench) -> Case:
     """From a name to a root folder that could run, each by its own program."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK | os.X_OK):
-        raise Failed("no tmpfs at /dev/shm")
     with ExitStack() as stack:
-        work = Path(tempfile.mkdtemp(prefix="isobox-bench-", dir=memory))
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        work = stack.enter_context(folder_in_memory())
         address = stack.enter_context(_registry(work))
         archive = work / "image.tar"
         _make_image(archive)

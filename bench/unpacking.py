@@ -10,7 +10,8 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,22 @@ def _whole_seconds(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-def unpacking(bench: Bench) -> Case:
-    """A gzip layer from its bytes to a folder: isobox hashes it too, the others don't."""
+@contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    """A folder on a tmpfs, so that no disk is compared; `Failed` where there is none."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK | os.X_OK):
         raise Failed("no tmpfs at /dev/shm")
-    work = Path(tempfile.mkdtemp(prefix="isobox-bench-", dir=memory))
+    folder = Path(tempfile.mkdtemp(prefix="isobox-bench-", dir=memory))
     try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def unpacking(bench: Bench) -> Case:
+    """A gzip layer from its bytes to a folder: isobox hashes it too, the others don't."""
+    with folder_in_memory() as work:
         layer = work / "layer.gz"
         digest = make_layer(layer)
         subjects = [
@@ -84,8 +94,6 @@ def unpacking(bench: Bench) -> Case:
             ),
         ]
         return Case("unpack a gzip layer", interleave("unpacking", subjects, bench.rounds(4, 10)))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _timed(work: Path, unpack: Callable[[Path], object]) -> Callable[[int], Sequence[float]]:
