@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -187,7 +186,7 @@ def _check_peer(connection: socket.socket) -> None:
 
     Its root may be this very user. But no container has this PID namespace.
     """
-    pid, uid, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid = protocol.peer(connection)
     own = os.geteuid()
     if uid == own:
         theirs = None

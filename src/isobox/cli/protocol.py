@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -24,6 +26,7 @@ MOST_ANSWER: Final = 1 << 27
 """Bytes: a million changes with long paths."""
 
 _SIZE: Final = 4
+_PEER: Final = "iII"  # struct ucred
 _LONGEST_TEXT: Final = 1 << 16
 _FIELD: Final = re.compile("[a-z][a-z_]*")
 
@@ -53,6 +56,13 @@ def parse_socket_name(entry: str) -> tuple[str, str] | None:
 def at(folder: int, entry: str) -> str:
     """A path for bind(2) and connect(2), which take 107 bytes and no directory's descriptor."""
     return f"/proc/{os.getpid()}/fd/{folder}/{entry}"
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user on the other side (SO_PEERCRED in unix(7))."""
+    size = struct.calcsize(_PEER)
+    pid, uid, _ = struct.unpack(_PEER, connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return pid, uid
 
 
 def encoded(document: Document, most: int) -> bytes:

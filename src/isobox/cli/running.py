@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from contextlib import suppress
 from typing import Final
 
@@ -69,7 +68,7 @@ class Running:
         try:
             connection.setblocking(wait)
             connection.connect(protocol.at(folder, self._entry))
-            _, uid, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            _, uid = protocol.peer(connection)
             if os.geteuid() in (0, uid):
                 return connection
         except (ConnectionRefusedError, FileNotFoundError, PermissionError):

@@ -77,8 +77,8 @@ def merged(lower: Listed | None, upper: Listed) -> Listed | None:
             below.pop(name, None)
         else:
             below[name] = found
-    as_lower = lower is not None and upper.mode is None
-    return evolve(lower if as_lower and lower is not None else upper, below=below, alone=False)
+    own = lower if lower is not None and upper.mode is None else upper
+    return evolve(own, below=below, alone=False)
 
 
 def differences(first: Listed, second: Listed, place: Place = ()) -> Iterator[tuple[Kind, Place]]:

@@ -15,7 +15,7 @@ from ..documents.media import CONFIGS, plain_media_type
 from ..documents.model import ImageConfig, Index, Manifest, pair_layers
 from ..documents.platform import Platform, best
 from .blobs import Blobs
-from .walk import document, lacking
+from .walk import document, lacking, manifests
 
 __all__ = ["Chosen", "Unsuited", "choose", "choose_there", "platforms_there"]
 
@@ -61,20 +61,16 @@ def choose_there(blobs: Blobs, descriptor: Descriptor, wanted: Platform | None =
 
     For all that is done to images but running them.
     """
-    problem: ImageError | None = None
-    first: Chosen | None = None
     try:
-        first = choose(blobs, descriptor, wanted)
-    except (NotFound, Unsuited) as error:
-        problem = error
-    if first is not None and lacking(blobs, first.manifest) is None:
-        return first
-    for chosen in _there(blobs, descriptor):
-        return chosen
-    if first is None:
-        assert problem is not None
-        raise problem
-    return first
+        found = choose(blobs, descriptor, wanted)
+    except (NotFound, Unsuited):
+        other = next(_there(blobs, descriptor), None)
+        if other is None:
+            raise
+        return other
+    if lacking(blobs, found.manifest) is None:
+        return found
+    return next(_there(blobs, descriptor), found)
 
 
 def platforms_there(blobs: Blobs, descriptor: Descriptor) -> tuple[Platform, ...]:
@@ -83,22 +79,15 @@ def platforms_there(blobs: Blobs, descriptor: Descriptor) -> tuple[Platform, ...
 
 
 def _there(blobs: Blobs, root: Descriptor) -> Iterator[Chosen]:
-    todo = [root]
-    seen: set[Digest] = set()
-    while todo:
-        descriptor = todo.pop()
-        if descriptor.digest in seen:
+    for descriptor, manifest in manifests(blobs, root):
+        if lacking(blobs, manifest) is not None:
             continue
-        seen.add(descriptor.digest)
         try:
-            found = document(blobs, descriptor)
-            if isinstance(found, Index):
-                todo.extend(reversed(found.manifests))
-            elif lacking(blobs, found) is None:
-                config = _config(blobs, descriptor, found)
-                yield Chosen(descriptor, found, config, pair_layers(found, config))
+            config = _config(blobs, descriptor, manifest)
+            chosen = Chosen(descriptor, manifest, config, pair_layers(manifest, config))
         except ImageError:
-            continue  # not there, damaged, or no container image
+            continue  # damaged, or no container image
+        yield chosen
 
 
 def _config(blobs: Blobs, descriptor: Descriptor, manifest: Manifest) -> ImageConfig:

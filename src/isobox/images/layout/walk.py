@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from isobox.errors import ImageError, NotFound
@@ -15,7 +15,7 @@ from ..documents.media import CONFIGS, INDEXES, MANIFESTS, is_distributable, pla
 from ..documents.model import Index, Manifest, parse_document
 from .blobs import Blobs
 
-__all__ = ["configs", "document", "find", "is_image", "lacking", "missing", "reachable"]
+__all__ = ["configs", "document", "find", "is_image", "lacking", "manifests", "missing", "reachable"]
 
 _DOCUMENTS: Final = INDEXES | MANIFESTS
 _MOST_BLOBS: Final = 2_000_000  # some hundred megabytes of memory
@@ -111,9 +111,8 @@ def find(blobs: Blobs, roots: Iterable[Descriptor], digest: Digest) -> Descripto
     return None
 
 
-def configs(blobs: Blobs, root: Descriptor) -> set[Digest]:
-    """The configs of all container images that an index or manifest leads to, as far as they are there."""
-    found: set[Digest] = set()
+def manifests(blobs: Blobs, root: Descriptor) -> Iterator[tuple[Descriptor, Manifest]]:
+    """Yield all manifests that an index or manifest leads to, in their order, as far as they are there."""
     seen: set[Digest] = set()
     todo = [root]
     while todo:
@@ -122,14 +121,19 @@ def configs(blobs: Blobs, root: Descriptor) -> set[Digest]:
             continue
         seen.add(descriptor.digest)
         try:
-            read = document(blobs, descriptor)
+            found = document(blobs, descriptor)
         except ImageError:
             continue  # it can't say what it has
-        if isinstance(read, Index):
-            todo.extend(read.manifests)
-        elif plain_media_type(read.config.media_type) in CONFIGS:
-            found.add(read.config.digest)
-    return found
+        if isinstance(found, Index):
+            todo.extend(reversed(found.manifests))
+        else:
+            yield descriptor, found
+
+
+def configs(blobs: Blobs, root: Descriptor) -> set[Digest]:
+    """The configs of all container images that an index or manifest leads to, as far as they are there."""
+    found = (manifest.config for _, manifest in manifests(blobs, root))
+    return {config.digest for config in found if plain_media_type(config.media_type) in CONFIGS}
 
 
 def is_image(blobs: Blobs, root: Descriptor) -> bool:
